@@ -1,0 +1,137 @@
+"""Part 3 of the method: correcting a wrong answer toward its label."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_biaskd.bias.partition import partition
+from lightning_biaskd.outputs import at_least_float32
+
+Mode = Literal["swap", "blend", "onehot", "revise", "none"]
+Space = Literal["probs", "logits"]
+
+ETA = 0.8
+"""How far Label Revision trusts the teacher (arXiv 2404.03693)."""
+_SINGULAR = 1e-6
+
+
+def _correct(v_y: Tensor, v_top: Tensor, mode: Mode) -> tuple[Tensor, Tensor, Tensor | float]:
+    """The arithmetic of every mode: new value of the label, of the top class, and the factor on all other classes."""
+    if mode == "swap":
+        return v_top, v_y, 1.0
+    if mode == "blend":
+        s = v_y + v_top
+        d = 1 + s
+        d = torch.where(d.abs() < _SINGULAR, torch.copysign(torch.full_like(d, _SINGULAR), d), d)
+        return s * (1 + v_y) / d, s * v_top / d, 1.0
+    if mode == "onehot":
+        return (v_y + 1) / 2, v_top / 2, 0.5
+    if mode == "revise":
+        beta = ETA / (v_top - v_y + 1)
+        return beta * v_y + 1 - beta, beta * v_top, beta
+    if mode == "none":
+        return v_y, v_top, 1.0
+    raise ValueError(f"unknown rectification mode {mode!r}: choose swap, blend, onehot, revise or none")
+
+
+def _rectify(values: Tensor, target: Tensor, top: Tensor, right: Tensor, mode: Mode) -> Tensor:
+    y = target.unsqueeze(1)
+    new_y, new_top, others = _correct(values.gather(1, y), values.gather(1, top), mode)
+    return torch.where(right.unsqueeze(1), values, (values * others).scatter(1, top, new_top).scatter(1, y, new_y))
+
+
+def rectify(probs: Tensor, target: Tensor, mode: Mode = "blend") -> Tensor:
+    r"""Corrects the wrong rows of a batch of distributions; right rows come back unchanged.
+
+    With :math:`\hat y` the teacher's first class and :math:`s = p_y + p_{\hat y}`:
+
+    ========== ============================== ============================== ========================
+    mode       :math:`p'_y`                   :math:`p'_{\hat y}`            other classes
+    ========== ============================== ============================== ========================
+    ``swap``   :math:`p_{\hat y}`             :math:`p_y`                    unchanged
+    ``blend``  :math:`s(1 + p_y)/(1 + s)`     :math:`s\,p_{\hat y}/(1 + s)`  unchanged
+    ``onehot`` :math:`(p_y + 1)/2`            :math:`p_{\hat y}/2`           halved
+    ``revise`` :math:`\beta p_y + 1 - \beta`  :math:`\beta p_{\hat y}`       times :math:`\beta`
+    ``none``   :math:`p_y`                    :math:`p_{\hat y}`             unchanged
+    ========== ============================== ============================== ========================
+
+    where :math:`\beta = 0.8 / (p_{\hat y} - p_y + 1)`. ``swap`` and ``blend`` are figures 3(b) and 3(c) of the paper
+    (arXiv 2412.09874), ``onehot`` is its scripts' second variant, ``revise`` is Label Revision (arXiv 2404.03693).
+
+    ``swap``, ``onehot`` and ``revise`` always put the label on top. ``blend`` does not: where a third class is nearly
+    as likely as the first and the label very unlikely, the label stays below the third class.
+
+    Args:
+        probs: (B, C) distributions.
+        target: (B,) labels.
+        mode: how to correct.
+
+    Returns:
+        (B, C) distributions.
+
+    Raises:
+        ValueError: unknown mode. (``drop`` hands nothing over, so there is nothing to rectify.)
+
+    Example:
+        >>> p = torch.tensor([[0.50, 0.30, 0.15, 0.05]])
+        >>> rectify(p, torch.tensor([2]), "swap")
+        tensor([[0.1500, 0.3000, 0.5000, 0.0500]])
+        >>> rectify(p, torch.tensor([2]), "blend")
+        tensor([[0.1970, 0.3000, 0.4530, 0.0500]])
+    """
+    return _rectify(probs, target, probs.argmax(1, keepdim=True), partition(probs, target), mode)
+
+
+def rectify_logits(
+    logits: Tensor, target: Tensor, mode: Mode = "blend", temperature: float = 4.0, space: Space = "probs"
+) -> Tensor:
+    r"""Corrects the wrong rows of teacher logits, so that any distiller that reads logits takes them unchanged.
+
+    In ``space="probs"`` the tempered probabilities :math:`p = \mathrm{softmax}(z/\tau)` are rectified and put back:
+
+    .. math:: z'_c = \tau\Big(\log p'_c + \log\textstyle\sum_k e^{z_k/\tau}\Big)
+
+    so that :math:`\mathrm{softmax}(z'/\tau) = p'`. The constant of the row is the one that leaves an untouched class
+    at the teacher's own logit: ``swap`` exchanges two logits and nothing else. ``space="logits"`` applies the same
+    arithmetic to raw logits, as the paper's released scripts do; near their singularity
+    (:math:`z_y + z_{\hat y} = -1` in ``blend``) the denominator is kept away from zero, so the result is finite.
+
+    Args:
+        logits: (B, C) teacher logits.
+        target: (B,) labels.
+        mode: as in :func:`rectify`.
+        temperature: τ, at which the student will be compared.
+        space: ``"probs"`` (the paper's figure 3) or ``"logits"`` (its scripts).
+
+    Returns:
+        (B, C) logits, in float32 at least; right rows unchanged.
+
+    Raises:
+        ValueError: unknown mode or space.
+
+    Example:
+        >>> z = torch.tensor([[3.0, 1.0, 2.0]])
+        >>> rectify_logits(z, torch.tensor([1]), "swap")
+        tensor([[1., 3., 2.]])
+    """
+    z = at_least_float32(logits)
+    y, top, right = target.unsqueeze(1), z.argmax(1, keepdim=True), partition(z, target)
+    if space == "logits":
+        return _rectify(z, target, top, right, mode)
+    if space != "probs":
+        raise ValueError(f"unknown space {space!r}: choose probs or logits")
+    log_p = F.log_softmax(z / temperature, dim=1)
+    p_y, p_top, others = _correct(log_p.gather(1, y).exp(), log_p.gather(1, top).exp(), mode)
+    scaled = z + temperature * (math.log(others) if isinstance(others, float) else others.log())
+    shift = z.gather(1, top) - temperature * log_p.gather(1, top)
+    floor = torch.finfo(z.dtype).tiny
+
+    def back(p: Tensor) -> Tensor:
+        return temperature * p.clamp_min(floor).log() + shift
+
+    return torch.where(right.unsqueeze(1), z, scaled.scatter(1, top, back(p_top)).scatter(1, y, back(p_y)))

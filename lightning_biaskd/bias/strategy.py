@@ -1,0 +1,168 @@
+"""The paper's strategy, around any distillation method."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightning_biaskd.bias.partition import partition
+from lightning_biaskd.bias.rectify import Space, rectify_logits
+from lightning_biaskd.distillers.base import Distiller
+from lightning_biaskd.outputs import Outputs
+
+Mode = Literal["swap", "blend", "onehot", "revise", "none", "drop"]
+Normalize = Literal["group", "batch"]
+Balance = Literal["complement", "ramp"]
+Features = Literal["drop", "keep"]
+
+
+class BiasLoss(NamedTuple):
+    """What :class:`BiasStrategy` returns; scalars.
+
+    Under DDP the losses are scaled so that their mean over the ranks is the loss of the joined batch.
+
+    Attributes:
+        total: the weighted loss, to be minimised.
+        right: the part of right samples, before the weight of dynamic learning.
+        rectified: the part of wrong samples, likewise.
+        wrong_rate: share of samples on which the teacher is wrong.
+    """
+
+    total: Tensor
+    right: Tensor
+    rectified: Tensor
+    wrong_rate: Tensor
+
+
+class BiasStrategy(nn.Module):
+    r"""Elimination, rectification and dynamic learning around any distiller.
+
+    Zhang, Gao, Liu, Cheng, Zhang, Chen, *Can Students Beyond The Teacher? Distilling Knowledge from Teacher's Bias*,
+    AAAI 2025, arXiv 2412.09874. With :math:`\ell_i` the distiller's loss of a sample, taken on rectified teacher
+    logits where the teacher is wrong,
+
+    .. math:: L = a \sum_{i\ \mathrm{right}} \frac{\ell_i}{n_r} + b \sum_{i\ \mathrm{wrong}} \frac{\ell_i}{n_w}
+
+    * ``balance``: ``"complement"`` (paper) is :math:`(a, b) = (1 - \gamma, \gamma)`, ``"ramp"`` is :math:`(1, \gamma)`.
+    * ``normalize``: ``"group"`` (paper) divides by the number of right and of wrong samples, ``"batch"`` divides both
+      by the size of the batch. Numbers count the global batch: under DDP they are summed over the ranks, so that
+      N processes train as one on the joined batch.
+
+    A group without samples adds exactly zero. γ moves with training; the
+    :class:`~lightning_biaskd.callbacks.DynamicWeights` callback does it in a Trainer, and ``gamma.fill_(cosine(t))``
+    in a loop of one's own. A method that doesn't read logits can't be rectified: its wrong samples are eliminated and
+    γ leaves its right ones alone. In a :class:`~lightning_biaskd.WeightedSum` each part is treated by its kind.
+
+    Args:
+        mode: how wrong answers are corrected, see :func:`~lightning_biaskd.bias.rectify`; ``"none"`` distils the
+            bias as it is, ``"drop"`` eliminates it (:math:`b = 0`).
+        normalize: ``"group"`` or ``"batch"``.
+        balance: ``"complement"`` or ``"ramp"``.
+        space: ``"probs"`` or ``"logits"``, see :func:`~lightning_biaskd.bias.rectify_logits`.
+        features: ``"drop"`` eliminates the wrong samples of methods that read features, ``"keep"`` keeps them, as if
+            there were no strategy.
+        sync: sum the counts over the ranks; ``False`` leaves each rank its own, which is not the same method.
+
+    Attributes:
+        gamma: buffer, γ in [0, 1]; 0 at first. Not in the state dict: it is a function of progress alone.
+
+    Raises:
+        ValueError: an argument is none of the listed words.
+
+    Example:
+        >>> from lightning_biaskd.distillers import KD
+        >>> student = Outputs(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+        >>> teacher = Outputs(torch.tensor([[2.0, 0.0], [2.0, 0.0]]))
+        >>> bias = BiasStrategy("swap")
+        >>> _ = bias.gamma.fill_(0.5)
+        >>> loss = bias(KD(temperature=1.0), student, teacher, torch.tensor([0, 1]))  # the second answer is wrong
+        >>> [round(x.item(), 4) for x in loss]
+        [0.4672, 0.0672, 0.8672, 0.5]
+    """
+
+    gamma: Tensor
+
+    def __init__(
+        self,
+        mode: Mode = "blend",
+        normalize: Normalize = "group",
+        balance: Balance = "complement",
+        space: Space = "probs",
+        features: Features = "drop",
+        sync: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, words in (
+            ("mode", mode, get_args(Mode)),
+            ("normalize", normalize, get_args(Normalize)),
+            ("balance", balance, get_args(Balance)),
+            ("space", space, get_args(Space)),
+            ("features", features, get_args(Features)),
+        ):
+            if value not in words:
+                raise ValueError(f"unknown {name} {value!r}: choose {', '.join(words)}")
+        self.mode: Mode = mode
+        self.normalize = normalize
+        self.balance = balance
+        self.space = space
+        self.features = features
+        self.sync = sync
+        self.register_buffer("gamma", torch.tensor(0.0), persistent=False)
+
+    def forward(self, distiller: Distiller, student: Outputs, teacher: Outputs, target: Tensor) -> BiasLoss:
+        """Weighs the distiller's losses.
+
+        Args:
+            distiller: any method.
+            student: the student's outputs.
+            teacher: the teacher's outputs as they are.
+            target: (B,) labels.
+
+        Returns:
+            The loss and its parts.
+        """
+        right = partition(teacher.logits, target)
+        n_right, n_wrong, ranks = self._count(right)
+        size = n_right + n_wrong
+        eased = 1 - self.gamma if self.balance == "complement" else torch.ones_like(self.gamma)
+        total = right_part = rectified_part = torch.zeros_like(self.gamma)
+        for term, weight in distiller.terms():
+            losses, used = self._losses(term, right, student, teacher, target)
+            by_batch = self.normalize == "batch" or (used and not term.rectifiable)
+            scaled = losses * (ranks * weight)
+            easy = torch.where(right, scaled, 0).sum() / (size if by_batch else n_right.clamp_min(1))
+            hard = torch.where(right | (not used), 0, scaled).sum() / (size if by_batch else n_wrong.clamp_min(1))
+            total = total + (eased * easy + self.gamma * hard if term.rectifiable else easy + hard)
+            right_part, rectified_part = right_part + easy, rectified_part + hard
+        return BiasLoss(total, right_part.detach(), rectified_part.detach(), n_wrong / size)
+
+    def _losses(
+        self, term: Distiller, right: Tensor, student: Outputs, teacher: Outputs, target: Tensor
+    ) -> tuple[Tensor, bool]:
+        """Losses (B,) of one method, and whether its wrong samples are used at all."""
+        if not term.rectifiable:
+            used = self.features == "keep"
+        else:
+            used = self.mode != "drop"
+            if self.mode != "drop" and self.mode != "none":
+                corrected = rectify_logits(teacher.logits, target, self.mode, term.temperature, self.space)
+                teacher = teacher._replace(logits=corrected)
+        return term(student, teacher, target, None if used else right), used
+
+    def _count(self, right: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Right and wrong samples of the global batch, and the number of ranks that it is spread over."""
+        counts = torch.stack([right.sum(), (~right).sum()])
+        ranks = 1
+        if self.sync and self.training and dist.is_available() and dist.is_initialized():
+            ranks = dist.get_world_size()
+            dist.all_reduce(counts)
+        return counts[0], counts[1], ranks
+
+    def extra_repr(self) -> str:
+        return (
+            f"mode={self.mode!r}, normalize={self.normalize!r}, balance={self.balance!r}, space={self.space!r}, "
+            f"features={self.features!r}"
+        )

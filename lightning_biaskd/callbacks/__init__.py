@@ -1,0 +1,6 @@
+"""Lightning callbacks, one file each."""
+
+from lightning_biaskd.callbacks.dynamic_weights import DynamicWeights
+from lightning_biaskd.callbacks.result_table import ResultTable
+
+__all__ = ["DynamicWeights", "ResultTable"]

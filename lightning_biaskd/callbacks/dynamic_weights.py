@@ -1,0 +1,77 @@
+"""Dynamic learning: moves γ with training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_biaskd.bias import BiasStrategy, cosine
+from lightning_biaskd.errors import UserError
+
+
+class DynamicWeights(Callback):
+    r"""Sets γ of every :class:`~lightning_biaskd.bias.BiasStrategy` in the module from training progress t.
+
+    γ is a pure function of progress: it is the same on every rank and needs no state, so a resumed run goes on exactly.
+
+    * ``interval="epoch"`` (paper): at the start of epoch e of E, :math:`t = e / E`.
+    * ``interval="step"``: before optimizer step s of S, :math:`t = s / S`.
+
+    A run bounded by ``max_steps`` counts steps, ``interval="epoch"`` then looks at them once per epoch; with both
+    bounds, t is that of whichever is nearer. The module logs γ as ``bias/gamma``.
+
+    Args:
+        schedule: γ(t), from [0, 1] to [0, 1]: any of ``lightning_biaskd.bias`` (``cosine``, ``linear``, ``step``,
+            ``constant``, ``reversed_cosine``) or a function of one's own.
+        interval: ``"epoch"`` or ``"step"``.
+
+    Raises:
+        UserError: the run has no end (neither ``max_epochs`` nor ``max_steps``), or γ leaves [0, 1].
+    """
+
+    def __init__(
+        self, schedule: Callable[[float], float] = cosine, interval: Literal["epoch", "step"] = "epoch"
+    ) -> None:
+        if interval not in ("epoch", "step"):
+            raise ValueError(f"unknown interval {interval!r}: choose epoch or step")
+        self.schedule = schedule
+        self.interval = interval
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._progress(trainer)
+        if not any(isinstance(module, BiasStrategy) for module in pl_module.modules()):
+            rank_zero_warn("DynamicWeights found no BiasStrategy to schedule: this run distils plainly")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._set(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.interval == "step":
+            self._set(trainer, pl_module)
+
+    def _set(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        t = self._progress(trainer)
+        gamma = self.schedule(t)
+        if not 0 <= gamma <= 1:
+            raise UserError(f"the schedule gives γ = {gamma} at progress {t:.3f}: it must stay in [0, 1]")
+        for module in pl_module.modules():
+            if isinstance(module, BiasStrategy):
+                module.gamma.fill_(gamma)
+
+    def _progress(self, trainer: Trainer) -> float:
+        """Share of training done, in [0, 1]."""
+        epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
+        if trainer.max_steps < 0 and epochs < 0:
+            raise UserError("DynamicWeights must know when training ends: set max_epochs or max_steps of the Trainer")
+        by_step = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+        if self.interval == "epoch":
+            by_epoch = trainer.current_epoch / epochs if epochs > 0 else 0.0
+            return min(max(by_epoch, by_step), 1.0)
+        total = trainer.estimated_stepping_batches
+        if total < 1 or math.isinf(total):
+            raise UserError("the training data have no length, so steps can't be counted: set max_steps of the Trainer")
+        return min(trainer.global_step / total, 1.0)

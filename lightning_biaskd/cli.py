@@ -1,0 +1,111 @@
+"""The ``biaskd`` command: LightningCLI with our classes at hand, shipped configurations, and one-line errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, cast
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import lightning_biaskd
+import lightning_biaskd.data  # short class names in YAML work for what is imported
+from lightning_biaskd.callbacks import ResultTable
+from lightning_biaskd.errors import UserError
+
+_PACKAGE = Path(__file__).parent
+CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
+"""The shipped YAML files: inside an installed package, beside it in a checkout."""
+QUICKSTART = CONFIGS / "quickstart.yaml"
+
+
+class OneLineParser(LightningArgumentParser):
+    """Says what is wrong in one line, without a page of usage before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        _fail(f"{message} (see --help)", status=2)
+
+
+class BiasKDCLI(LightningCLI):
+    """``fit``, ``validate``, ``test`` and ``predict`` for our modules, and for users' own of any kind."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=False,
+            help="After fit, test the last weights and print student beside teacher.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.config = parser.parse_args(
+            cast("list[str]", args)
+        )  # ours are always explicit; Lightning would warn of that
+
+    def _parse_ckpt_path(self) -> None:
+        """Keeps the configuration that was asked for: Lightning 2.6 would overrule it by the checkpoint's."""
+
+    def after_fit(self) -> None:
+        if self.config.fit.test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Without ``-c`` the configuration is that of the run that ``--ckpt_path`` belongs to, or else the quickstart's. A
+    shipped file may be named from anywhere: ``-c configs/data/cifar100.yaml``.
+
+    Args:
+        args: the arguments; ``None`` for those of the process.
+    """
+    arguments = _with_config(list(sys.argv[1:] if args is None else args))
+    try:
+        BiasKDCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # ours are arguments of the module
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": [ResultTable()]},
+            parser_class=OneLineParser,
+            parser_kwargs={"description": lightning_biaskd.__doc__, "version": lightning_biaskd.__version__},
+            args=arguments,
+        )
+    except (UserError, MisconfigurationException, FileNotFoundError) as error:
+        _fail(str(error), status=1)
+
+
+def _with_config(arguments: list[str]) -> list[str]:
+    """Finds shipped files by their name in the repository, and puts in a configuration where none is given."""
+    if not arguments or arguments[0].startswith("-"):
+        return arguments
+    flags = [argument.partition("=")[0] for argument in arguments]
+    if not {"-c", "--config", "-h", "--help"}.intersection(flags):
+        return [arguments[0], "--config", str(_default_config(arguments)), *arguments[1:]]
+    return [_shipped(value) if flag in ("-c", "--config") else value for flag, value in zip(["", *flags], arguments)]  # noqa: B905
+
+
+def _default_config(arguments: list[str]) -> Path:
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, inline = flag.partition("=")
+        if name == "--ckpt_path":
+            run = Path(inline or value).parent.parent / "config.yaml"
+            if run.is_file():
+                return run
+    return QUICKSTART
+
+
+def _shipped(value: str) -> str:
+    here, there = Path(value), CONFIGS.parent / value
+    return str(there) if value.startswith("configs/") and there.is_file() and not here.is_file() else value
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print("biaskd: error:", " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)

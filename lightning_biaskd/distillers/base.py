@@ -1,0 +1,94 @@
+"""The contract of a distillation method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_biaskd.outputs import Outputs, at_least_float32
+
+
+def kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    r""":math:`\mathrm{KL}(\mathrm{softmax}(z^T) \,\|\, \mathrm{softmax}(z^S))` of each row.
+
+    Args:
+        student_logits: (B, C), already divided by the temperature.
+        teacher_logits: (B, C), likewise.
+
+    Returns:
+        (B,), in float32 at least.
+    """
+    log_s = F.log_softmax(at_least_float32(student_logits), dim=1)
+    log_t = F.log_softmax(at_least_float32(teacher_logits), dim=1)
+    return (log_t.exp() * (log_t - log_s)).sum(1)
+
+
+class Distiller(nn.Module):
+    r"""One published distillation method.
+
+    ``forward`` returns **one loss per sample**, (B,), whose mean is the published loss. Who calls it reduces it:
+    a plain mean, or :class:`~lightning_biaskd.bias.BiasStrategy`, which weighs right and wrong samples apart. So a
+    method knows nothing of bias, and every method is bias-aware.
+
+    Args:
+        temperature: τ, at which the method compares teacher and student; a wrong teacher is rectified at the same.
+        warmup_epochs: the method's weight grows linearly from ``1 / warmup_epochs`` in the first epoch to 1.
+
+    Attributes:
+        layers: names of the features that the method reads.
+        rectifiable: whether it reads the teacher's logits, so that rectified ones may be handed over. The wrong samples
+            of any other method are eliminated.
+        ramp: buffer, the factor of the warm-up; 1 until :meth:`set_epoch` says otherwise.
+
+    Example:
+        A method of one's own is a subclass with one method:
+
+        >>> class MSE(Distiller):
+        ...     def forward(self, student, teacher, target, keep=None):
+        ...         return (student.logits - teacher.logits).square().mean(1)
+        >>> MSE()(Outputs(torch.zeros(2, 3)), Outputs(torch.ones(2, 3)), torch.tensor([0, 1]))
+        tensor([1., 1.])
+    """
+
+    layers: tuple[str, ...] = ()
+    rectifiable: bool = True
+    ramp: Tensor
+
+    def __init__(self, temperature: float = 1.0, warmup_epochs: int = 0) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.temperature = temperature
+        self.warmup_epochs = warmup_epochs
+        # a tensor, because a float attribute that changes would recompile the step; a pure function of the epoch, so
+        # no part of the checkpoint
+        self.register_buffer("ramp", torch.tensor(1.0), persistent=False)
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The method's loss.
+
+        Args:
+            student: the student's outputs.
+            teacher: the teacher's outputs, without gradient; wrong rows may be rectified.
+            target: (B,) labels.
+            keep: (B,) bool, whose teacher knowledge may be used, ``None`` for all; only pairwise methods look at it.
+
+        Returns:
+            (B,) losses whose mean is the published loss.
+        """
+        raise NotImplementedError
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tells the method the 0-based epoch. What it schedules is a function of that alone, so resuming is exact."""
+        self.ramp.fill_(min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0)
+
+    def terms(self) -> Iterator[tuple[Distiller, float]]:
+        """The methods that this one is a weighted sum of, each with its weight; of a single method, itself."""
+        yield self, 1.0
+
+    def extra_repr(self) -> str:
+        warmup = f", warmup_epochs={self.warmup_epochs}" if self.warmup_epochs else ""
+        return f"temperature={self.temperature}{warmup}"

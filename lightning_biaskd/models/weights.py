@@ -1,0 +1,112 @@
+"""Weights from wherever they are: our checkpoints, other people's, safetensors, or those that ship with the package."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lightning_biaskd.errors import UserError
+
+_BUILTIN = Path(__file__).parent / "builtin"
+_SHOWN = 10
+
+
+def load_weights(model: nn.Module, source: str | Path, strict: bool = True) -> None:
+    """Loads a network's weights, in place.
+
+    Takes a plain state dict, one under ``"state_dict"`` or ``"model"``, one whose names carry a prefix (``module.``,
+    ``_orig_mod.``), checkpoints of :class:`~lightning_biaskd.ClassificationModule` and of
+    :class:`~lightning_biaskd.DistillationModule` (the student), and ``.safetensors``. Only tensors are ever unpickled.
+
+    Args:
+        model: takes the weights.
+        source: path of a file, or ``builtin:NAME`` for weights that ship with the package.
+        strict: every name must match. Otherwise names that are missing or left over are passed by; shapes must match
+            either way.
+
+    Raises:
+        UserError: no such file, a file that holds code or is damaged, or weights of another network.
+    """
+    state = _strip_prefix(_tensors(_read(_locate(str(source))), source), model)
+    problem = mismatch(model, state, strict)
+    if problem:
+        raise UserError(f"{source} does not fit {type(model).__name__}: {problem}")
+    model.load_state_dict(state, strict=strict)
+
+
+def mismatch(model: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> str | None:
+    """Says in one line how a state dict differs from a network's, and what probably happened; ``None`` if it fits."""
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    extra = [name for name in state if name not in own]
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    found = [f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}" for name in shapes]
+    if strict:
+        found += [f"{name} is missing" for name in missing] + [f"{name} is not in the network" for name in extra]
+    if not found:
+        return None
+    reason = "another network"
+    if shapes and not missing and not extra:
+        last = {name for name in shapes if name.rsplit(".", 1)[0] == list(own)[-1].rsplit(".", 1)[0]}
+        if len(last) == len(shapes):
+            reason = f"another number of classes ({len(state[shapes[0]])} in the file)"
+        elif shapes == [next(iter(own))]:
+            reason = "another stem or number of input channels"
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"probably {reason}; {'; '.join(found[:_SHOWN])}{more}"
+
+
+def _locate(source: str) -> Path:
+    if source.startswith("builtin:"):
+        name = source.removeprefix("builtin:")
+        path = _BUILTIN / f"{name}.safetensors"
+        if not path.is_file():
+            names = ", ".join(sorted(p.stem for p in _BUILTIN.glob("*.safetensors")))
+            raise UserError(f"no weights {name!r} ship with the package: choose builtin: and one of {names}")
+        return path
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"no weights at {source!r}: give the path of a checkpoint or .safetensors file")
+    return path
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds pickled code beside weights and was not opened: save its state_dict() alone and load that"
+        ) from None
+    except (RuntimeError, SafetensorError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is no readable checkpoint ({str(error).splitlines()[0]}): copy it anew") from None
+
+
+def _tensors(content: Any, source: str | Path) -> dict[str, Tensor]:
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(
+            f"{source} holds no state dict: expected names and tensors, plain or under 'state_dict' or 'model'"
+        )
+    return dict(content)
+
+
+def _strip_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Takes the names under the prefix with which most of the network's names are found."""
+    own = model.state_dict()
+    prefixes = Counter(
+        name[: -len(wanted)] for wanted in own for name in state if name == wanted or name.endswith("." + wanted)
+    )
+    prefix = max(prefixes, key=lambda p: (prefixes[p], p == "" or "student" in p), default="")
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}

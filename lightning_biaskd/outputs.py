@@ -1,0 +1,93 @@
+"""What a network gives to a distiller, and how it is read from any ``nn.Module``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_biaskd.errors import UserError
+
+
+class Outputs(NamedTuple):
+    """One network's answer to one batch.
+
+    Attributes:
+        logits: (B, C) class scores.
+        features: by layer name, (B, D, H, W) maps or (B, N, D) tokens.
+        embedding: (B, D), what the classifier reads.
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor] = {}
+    embedding: Tensor | None = None
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Lifts half precision to float32 and leaves float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def logits_of(answer: Any) -> Tensor:
+    """Finds the logits in whatever a classifier returned.
+
+    Args:
+        answer: a tensor, an object with ``.logits`` (torchvision's Inception, Hugging Face), or a dict with "logits".
+
+    Raises:
+        UserError: there are no logits in it.
+    """
+    if isinstance(answer, Mapping):
+        answer = answer.get("logits", answer)
+    logits = getattr(answer, "logits", answer)
+    if not isinstance(logits, Tensor):
+        raise UserError(
+            f"the network returned a {type(answer).__name__} without logits: return a tensor (B, C), "
+            "or an object or dict that holds it as 'logits'"
+        )
+    return logits
+
+
+class FeatureTap:
+    """Runs a network and keeps what the named layers gave; the network itself is not edited.
+
+    Args:
+        model: any network.
+        layers: names as in ``model.named_modules()``. With none, no hook is set and nothing is paid.
+
+    Raises:
+        UserError: a layer does not exist; the line lists near names.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> outputs = FeatureTap(net, ["2"])(torch.zeros(5, 1, 2, 2))
+        >>> outputs.logits.shape, outputs.features["2"].shape
+        (torch.Size([5, 2]), torch.Size([5, 3]))
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str] = ()) -> None:
+        self.model = model
+        self._seen: dict[str, Tensor] = {}
+        modules = dict(model.named_modules())
+        for name in layers:
+            if name not in modules:
+                near = difflib.get_close_matches(name, modules, n=5, cutoff=0.4) or list(modules)[1:6]
+                raise UserError(f"{type(model).__name__} has no layer {name!r}; near names: {', '.join(near)}")
+            self._hook(name, modules[name])
+
+    def _hook(self, name: str, module: nn.Module) -> None:
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._seen[name] = output
+
+        module.register_forward_hook(keep)
+
+    def __call__(self, image: Tensor) -> Outputs:
+        """Runs the network on ``image`` (B, …) and returns its :class:`Outputs`."""
+        answer = self.model(image)
+        features, self._seen = self._seen, {}
+        if isinstance(answer, Outputs):
+            return answer
+        return Outputs(logits_of(answer), features)

@@ -1,0 +1,62 @@
+"""The teacher: present in the step, absent from everything that is trained, saved or sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from lightning_biaskd.models.weights import load_weights
+from lightning_biaskd.outputs import FeatureTap, Outputs
+
+
+class FrozenTeacher(nn.Module):
+    """A network that answers and never changes.
+
+    The network is kept out of the module tree, so that it has no parameters, buffers or state dict as far as anybody
+    else can see: no optimizer updates it, no checkpoint holds it, DDP neither broadcasts nor reduces it, and
+    SyncBatchNorm conversion passes it by. It still follows ``.to()``, ``.cuda()`` and ``.half()``, stays in eval mode
+    through every ``.train()``, and its forward records no graph.
+
+    Args:
+        model: the trained network.
+        weights: where to load its weights from (see :func:`~lightning_biaskd.models.weights.load_weights`);
+            ``None`` takes the network as it is.
+        layers: names of layers whose output a feature distiller reads.
+
+    Attributes:
+        model: the network itself.
+
+    Raises:
+        UserError: weights that don't fit the network, or an unknown layer.
+
+    Example:
+        >>> teacher = FrozenTeacher(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+        >>> teacher(torch.zeros(2, 1, 2, 2)).logits.requires_grad, len(list(teacher.parameters()))
+        (False, 0)
+    """
+
+    model: nn.Module
+
+    def __init__(self, model: nn.Module, weights: str | None = None, layers: Sequence[str] = ()) -> None:
+        super().__init__()
+        if weights is not None:
+            load_weights(model, weights)
+        self.__dict__["model"] = model.requires_grad_(False).eval()  # past nn.Module's registration, on purpose
+        self._tap = FeatureTap(model, layers)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.model._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Outputs:
+        """Answers a batch of images (B, …) without recording a graph."""
+        return self._tap(image)
+
+    def extra_repr(self) -> str:
+        count = sum(p.numel() for p in self.model.parameters())
+        return f"{type(self.model).__name__}, {count:,} frozen parameters"

@@ -1,0 +1,33 @@
+import os
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    seed_everything(0, verbose=False)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """Builds a quiet trainer on the CPU; keyword arguments as of Trainer."""
+
+    def build(**kwargs):
+        quiet = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+            "max_epochs": 1,
+        }
+        return Trainer(**{**quiet, **kwargs})
+
+    return build

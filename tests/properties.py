@@ -1,0 +1,69 @@
+"""What every logit distiller must satisfy; each takes a distiller and a batch maker and asserts."""
+
+import torch
+import torch.nn.functional as F
+
+from lightning_biaskd import BiasStrategy, Outputs
+
+
+def batch(rows=8, classes=6, shift=0.0):
+    target = torch.randint(classes, (rows,))
+    teacher = torch.randn(rows, classes, dtype=torch.float64) * 3 + shift * F.one_hot(target, classes)
+    student = torch.randn(rows, classes, dtype=torch.float64)
+    return student, teacher, target
+
+
+def has_one_loss_per_sample(distiller):
+    for rows in (8, 1):
+        student, teacher, target = batch(rows)
+        losses = distiller(Outputs(student), Outputs(teacher), target)
+        assert losses.shape == (rows,)
+        assert losses.isfinite().all()
+
+
+def is_zero_at_the_teacher(distiller):
+    _, teacher, target = batch()
+    torch.testing.assert_close(
+        distiller(Outputs(teacher), Outputs(teacher), target), torch.zeros(8, dtype=torch.float64), rtol=0, atol=1e-10
+    )
+
+
+def permutes_with_the_batch(distiller):
+    student, teacher, target = batch()
+    order = torch.randperm(8)
+    losses = distiller(Outputs(student), Outputs(teacher), target)
+    permuted = distiller(Outputs(student[order]), Outputs(teacher[order]), target[order])
+    torch.testing.assert_close(permuted, losses[order])
+
+
+def reaches_only_the_student(distiller):
+    student, teacher, target = batch()
+    student.requires_grad_()
+    distiller(Outputs(student), Outputs(teacher), target).mean().backward()
+    assert student.grad.abs().sum() > 0
+    assert not teacher.requires_grad
+
+
+def equals_plain_under_a_teacher_that_is_right(distiller):
+    student, teacher, target = batch(shift=30.0)
+    plain = distiller(Outputs(student), Outputs(teacher), target).mean()
+    for mode in ("swap", "blend", "onehot", "revise", "none", "drop"):
+        for normalize in ("group", "batch"):
+            loss = BiasStrategy(mode, normalize)(distiller, Outputs(student), Outputs(teacher), target)
+            torch.testing.assert_close(loss.total, plain)  # γ is 0
+
+
+def is_finite_at_extreme_logits(distiller):
+    student = (torch.randn(4, 5) * 1e4).requires_grad_()
+    distiller(Outputs(student), Outputs(torch.randn(4, 5) * 1e4), torch.arange(4)).mean().backward()
+    assert student.grad.isfinite().all()
+
+
+ALL = (
+    has_one_loss_per_sample,
+    is_zero_at_the_teacher,
+    permutes_with_the_batch,
+    reaches_only_the_student,
+    equals_plain_under_a_teacher_that_is_right,
+    is_finite_at_extreme_logits,
+)

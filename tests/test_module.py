@@ -1,0 +1,247 @@
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import CLASSES, TinyData, network, snapshot, unchanged
+from torch import nn
+
+from lightning_biaskd import (
+    DKD,
+    KD,
+    BiasStrategy,
+    ClassificationModule,
+    DistillationModule,
+    DynamicWeights,
+    UserError,
+    load_weights,
+)
+
+SGD = staticmethod(lambda params: torch.optim.SGD(params, lr=0.1)).__func__
+
+
+def first_batch():
+    return next(iter(TinyData().train_dataloader()))
+
+
+@pytest.mark.parametrize("bias", [None, BiasStrategy("swap")])
+def test_the_loss_is_the_weighted_sum(bias, trainer):
+    module = DistillationModule(network(), network(), KD(2.0), bias, ce_weight=0.3, kd_weight=1.7).eval()
+    image, target = batch = first_batch()
+    losses = module.losses(batch, 0)
+    student, teacher = module._tap(image), module.teacher(image)
+    if bias is None:
+        kd = KD(2.0)(student, teacher, target).mean()
+    else:
+        kd = bias(KD(2.0), student, teacher, target).total
+    expected = 0.3 * F.cross_entropy(student.logits, target) + 1.7 * kd
+    torch.testing.assert_close(losses["train/loss"], expected)
+
+
+def test_every_documented_key_is_logged(trainer):
+    run = trainer(log_every_n_steps=2)
+    run.fit(DistillationModule(network(), network()), TinyData())
+    documented = {
+        *("train/loss", "train/loss_step", "train/loss_ce", "train/loss_kd", "train/acc1"),
+        *("train/loss_right", "train/loss_rectified", "bias/wrong_rate", "bias/gamma"),
+        *("val/acc1", "val/acc5", "val/teacher_acc1", "val/teacher_acc5", "val/gap"),
+        *("val/student_only", "val/teacher_only", "val/both", "val/neither"),
+    }
+    assert set(run.callback_metrics) == documented
+
+
+def test_top5_is_left_out_below_five_classes(trainer):
+    run = trainer()
+    data = TinyData(labels=torch.arange(48) % 4)
+    data.num_classes = 4
+    run.fit(ClassificationModule(network(4)), data)
+    assert "val/acc1" in run.callback_metrics
+    assert "val/acc5" not in run.callback_metrics
+
+
+def test_evaluation_counts_student_teacher_and_gap(trainer):
+    module = DistillationModule(network(), network())
+    data = TinyData()
+    (metrics,) = trainer().test(module, data, verbose=False)
+    module.eval()
+    batches = list(data.test_dataloader())
+    target = torch.cat([y for _, y in batches])
+    student = torch.cat([module(x).argmax(1) for x, _ in batches]) == target
+    teacher = torch.cat([module.teacher(x).logits.argmax(1) for x, _ in batches]) == target
+    assert metrics["test/acc1"] == pytest.approx(student.float().mean().item())
+    assert metrics["test/teacher_acc1"] == pytest.approx(teacher.float().mean().item())
+    assert metrics["test/gap"] == pytest.approx(student.float().mean().item() - teacher.float().mean().item())
+    counts = [metrics[f"test/{name}"] for name in ("student_only", "teacher_only", "both", "neither")]
+    expected = [(student & ~teacher), (teacher & ~student), (student & teacher), ~(student | teacher)]
+    assert counts == [group.sum().item() for group in expected]
+
+
+def test_epoch_means_weigh_samples_not_batches(trainer):
+    run = trainer()
+    run.fit(ClassificationModule(network(), optimizer=lambda p: torch.optim.SGD(p, lr=0.0)), TinyData(batch_size=20))
+    module = run.lightning_module.train()  # batch statistics, as in training
+    losses = [(F.cross_entropy(module(x), y).item(), len(y)) for x, y in run.datamodule.train_dataloader()]
+    expected = sum(loss * size for loss, size in losses) / 48
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture
+def checkpoint(trainer, tmp_path):
+    """A distilled student: its module and its checkpoint."""
+    module = DistillationModule(network(), network(), DKD(beta=2.0), BiasStrategy("swap"), kd_weight=2.0)
+    callbacks = [ModelCheckpoint(dirpath=tmp_path, filename="run")]
+    trainer(enable_checkpointing=True, callbacks=callbacks).fit(module, TinyData())
+    return module, tmp_path / "run.ckpt"
+
+
+def test_the_students_checkpoint_loads_alone(checkpoint):
+    module, path = checkpoint
+    student = network()
+    load_weights(student, path)
+    assert unchanged(snapshot(module.student), student)
+
+
+def test_a_run_started_in_python_loads_from_its_checkpoint(checkpoint):
+    module, path = checkpoint
+    assert torch.load(path, weights_only=True)["hyper_parameters"]["kd_weight"] == 2.0
+    method = {"distiller": DKD(beta=2.0), "bias": BiasStrategy("swap")}
+    loaded = DistillationModule.load_from_checkpoint(path, student=network(), teacher=network(), **method)
+    assert unchanged(snapshot(module), loaded)
+    assert loaded.kd_weight == 2.0
+
+
+def test_loading_with_another_method_is_told(checkpoint):
+    _, path = checkpoint
+    with pytest.warns(UserWarning, match=r"trained with DKD\(alpha=1.0, beta=2.0.*distils with KD"):
+        DistillationModule.load_from_checkpoint(path, student=network(), teacher=network())
+
+
+@pytest.mark.parametrize(
+    ("student", "reason"),
+    [
+        (lambda: network(classes=9), "another number of classes"),
+        (lambda: network(width=5), "another network"),
+        (lambda: nn.Sequential(*network(), nn.Linear(CLASSES, CLASSES)), "6.weight is missing"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(checkpoint, student, reason, trainer):
+    _, path = checkpoint
+    module = DistillationModule(student(), network())
+    with pytest.raises(UserError, match=f"does not fit Sequential: .*{reason}"):
+        trainer().test(module, TinyData(), ckpt_path=path, verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_initial_weights_start_a_run_but_not_a_resumed_one(trainer, tmp_path):
+    initial, resumed = network(), network()
+    torch.save(initial.state_dict(), tmp_path / "initial.pt")
+    still = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0)}
+    module = DistillationModule(network(), network(), student_weights=str(tmp_path / "initial.pt"), **still)
+    saving = {"callbacks": [ModelCheckpoint(dirpath=tmp_path / "run", filename="run")], "enable_checkpointing": True}
+    trainer(**saving).fit(module, TinyData())
+    torch.testing.assert_close(module.student[5].weight, initial[5].weight)
+    (tmp_path / "initial.pt").unlink()
+    module = DistillationModule(resumed, network(), student_weights=str(tmp_path / "initial.pt"), **still)
+    trainer(max_epochs=2, **saving).fit(module, TinyData(), ckpt_path=tmp_path / "run" / "run.ckpt")
+    torch.testing.assert_close(resumed[5].weight, initial[5].weight)
+
+
+def test_a_student_in_eval_mode_is_trained_in_train_mode(trainer):
+    module = ClassificationModule(network().eval())
+    with pytest.warns(UserWarning, match="came in eval mode"):
+        trainer().fit(module, TinyData())
+    assert module.model.training
+
+
+def test_optimizer_and_scheduler_are_injected(trainer):
+    schedulers = torch.optim.lr_scheduler
+    module = ClassificationModule(
+        network(),
+        optimizer=lambda p: torch.optim.AdamW(p, lr=0.5),
+        lr_scheduler=lambda o: schedulers.StepLR(o, 1, gamma=0.1),
+        lr_interval="step",
+    )
+    run = trainer()
+    run.fit(module, TinyData())
+    assert isinstance(run.optimizers[0], torch.optim.AdamW)
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.5 * 0.1**6)
+
+
+def test_a_plateau_scheduler_watches_its_monitor(trainer):
+    from lightning.pytorch.cli import ReduceLROnPlateau
+
+    module = ClassificationModule(network(), lr_scheduler=lambda o: ReduceLROnPlateau(o, monitor="val/acc1"))
+    trainer().fit(module, TinyData())
+    assert module.configure_optimizers()["lr_scheduler"]["monitor"] == "val/acc1"
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES, 255])
+def test_labels_out_of_range_are_one_line(label, trainer):
+    labels = torch.arange(48) % CLASSES
+    labels[30] = label
+    with pytest.raises(UserError, match=r"labels lie in .* outside \[0, 5\]"):
+        trainer().fit(ClassificationModule(network()), TinyData(labels))
+
+
+def test_a_network_with_other_classes_than_the_data_is_one_line(trainer):
+    with pytest.raises(UserError, match="gives 9 classes and the data have 6: build the network with num_classes=6"):
+        trainer().fit(DistillationModule(network(9), network(9)), TinyData())
+
+
+def test_teacher_and_student_that_disagree_are_one_line(trainer):
+    with pytest.raises(UserError, match="the teacher gives 9 classes and the student 6"):
+        trainer().fit(DistillationModule(network(), network(9)), TinyData())
+
+
+def test_a_teacher_that_is_not_finite_is_one_line_and_loses_nothing(trainer):
+    teacher = network()
+    teacher[5].bias.data[0] = torch.nan
+    module = DistillationModule(network(), teacher)
+    before = snapshot(module.student)
+    with pytest.raises(UserError, match="NaN or infinity in batch 0"):
+        trainer(num_sanity_val_steps=0).fit(module, TinyData())
+    assert torch.equal(before["5.weight"], module.student[5].weight)
+
+
+def test_two_modules_do_not_share_a_method():
+    kd = KD()
+    first, second = (DistillationModule(network(), network(), kd) for _ in range(2))
+    assert first.distiller is not second.distiller is not kd
+    assert first.bias is not second.bias
+
+
+def test_plain_distillation_has_no_dynamic_weights(trainer):
+    run = trainer()
+    run.fit(DistillationModule(network(), network(), bias=None), TinyData())
+    assert not any(isinstance(callback, DynamicWeights) for callback in run.callbacks)
+    assert run.callback_metrics["bias/wrong_rate"] > 0
+    assert "bias/gamma" not in run.callback_metrics
+
+
+def test_losses_are_made_to_be_overridden(trainer):
+    class Regularised(DistillationModule):
+        def losses(self, batch, batch_idx):
+            losses = super().losses(batch, batch_idx)
+            penalty = sum(p.square().sum() for p in self.student.parameters())
+            return {**losses, "train/loss": losses["train/loss"] + penalty, "train/penalty": penalty}
+
+    run = trainer()
+    run.fit(Regularised(network(), network()), TinyData())
+    assert run.callback_metrics["train/penalty"] > 0
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_losses_are_float32_and_finite_in_every_precision(precision, trainer):
+    seen = []
+
+    class Spy(DistillationModule):
+        def distillation_loss(self, student, teacher, target):
+            total, parts = super().distillation_loss(student, teacher, target)
+            seen.append(total)
+            return total, parts
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(precision=precision).fit(Spy(network(), network(), bias=BiasStrategy("swap")), TinyData())
+    assert all(total.dtype == torch.float32 and total.isfinite() for total in seen)
