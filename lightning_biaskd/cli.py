@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import warnings
+from argparse import HelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, cast
@@ -22,8 +25,12 @@ CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "config
 QUICKSTART = CONFIGS / "quickstart.yaml"
 
 
-class OneLineParser(LightningArgumentParser):
-    """Says what is wrong in one line, without a page of usage before it."""
+class BriefParser(LightningArgumentParser):
+    """Says what is wrong in one line, and doesn't list every ``nn.Module`` there is as a possible network."""
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        help_text: str = super().format_help(formatter)
+        return re.sub(r",\s+known\s+subclasses:\s+torch\.nn\.Module,[^)]*\)", ")", help_text)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         _fail(f"{message} (see --help)", status=2)
@@ -48,6 +55,15 @@ class BiasKDCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Keeps the configuration that was asked for: Lightning 2.6 would overrule it by the checkpoint's."""
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # of a constructor, under jsonargparse's account of where it was called
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise UserError(str(cause)) from error
+
     def after_fit(self) -> None:
         if self.config.fit.test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
@@ -62,6 +78,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: the arguments; ``None`` for those of the process.
     """
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")  # Lightning 2.6 on newer torch
     arguments = _with_config(list(sys.argv[1:] if args is None else args))
     try:
         BiasKDCLI(
@@ -73,8 +90,12 @@ def main(args: Sequence[str] | None = None) -> None:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"callbacks": [ResultTable()]},
-            parser_class=OneLineParser,
-            parser_kwargs={"description": lightning_biaskd.__doc__, "version": lightning_biaskd.__version__},
+            parser_class=BriefParser,
+            parser_kwargs={
+                "prog": "biaskd",
+                "description": lightning_biaskd.__doc__,
+                "version": lightning_biaskd.__version__,
+            },
             args=arguments,
         )
     except (UserError, MisconfigurationException, FileNotFoundError) as error:

@@ -226,10 +226,13 @@ class ClassificationModule(LightningModule):
         self._loaded = True
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        if self.lr_scheduler is None:
+        try:
+            optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+            scheduler: Any = self.lr_scheduler(optimizer) if self.lr_scheduler is not None else None
+        except ValueError as error:
+            raise UserError(f"the optimizer or its scheduler refuses its arguments: {error}") from error
+        if scheduler is None:
             return optimizer
-        scheduler: Any = self.lr_scheduler(optimizer)
         schedule = {"scheduler": scheduler, "interval": self.lr_interval}
         if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau
             schedule["monitor"] = scheduler.monitor

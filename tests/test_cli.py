@@ -1,0 +1,179 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from data_files import write_idx
+from tiny import snapshot, unchanged
+
+from lightning_biaskd import ClassificationModule, DistillationModule, load_weights
+from lightning_biaskd.cli import main
+from lightning_biaskd.models import CIFARResNet
+
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*callbacks used to create")
+FAST = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1"]
+FAST += ["--trainer.limit_test_batches", "2", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+FAST += ["--trainer.log_every_n_steps", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def checkpoint():
+    main(["fit", *FAST])
+    return "runs/quickstart/version_0/checkpoints/last.ckpt"
+
+
+def fails(capsys, *args):
+    """Runs a command that must fail; returns its one line."""
+    with pytest.raises(SystemExit) as error:
+        main(list(args))
+    assert error.value.code not in (0, None)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("biaskd: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_fit_prints_the_table_and_test_finds_the_configuration_of_the_run(capsys, checkpoint):
+    table = capsys.readouterr().out
+    for words in ("student", "teacher", "gap", "top-1 accuracy", "images only it gets right"):
+        assert words in table
+    main(["test", f"--ckpt_path={checkpoint}", *FAST[4:8]])
+    numbers = [re.findall(r"top-1 accuracy.*", text)[0] for text in (table, capsys.readouterr().out)]
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_the_other_commands_take_a_checkpoint(command, checkpoint):
+    main([command, "--ckpt_path", checkpoint, "--trainer.limit_predict_batches", "1", *FAST[6:10]])
+
+
+def test_a_run_of_the_command_line_loads_from_its_checkpoint(checkpoint):
+    module = DistillationModule.load_from_checkpoint(checkpoint)
+    assert isinstance(module.student, CIFARResNet)
+    assert module.bias.mode == "blend"
+    alone = CIFARResNet(8, 10, 1, (4, 4, 8, 16))
+    load_weights(alone, checkpoint)
+    assert unchanged(snapshot(module.student), alone)
+
+
+def test_a_run_goes_on_from_its_checkpoint(checkpoint):
+    main(["fit", "--ckpt_path", checkpoint, *FAST, "--trainer.max_epochs", "2"])
+    resumed = torch.load("runs/quickstart/version_1/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["global_step"] == 6
+
+
+def test_a_teacher_is_trained_and_then_taught_by(capsys):
+    write_idx(Path("fashion"))
+    root = ["--data.root", "fashion", "--data.val_split", "10"]
+    main(["fit", "-c", "configs/recipe/teacher_fashion_mnist.yaml", *root, *FAST])
+    assert "network" in capsys.readouterr().out
+    path = "runs/teacher_fashion_mnist/version_0/checkpoints/last.ckpt"
+    assert isinstance(ClassificationModule.load_from_checkpoint(path).model, CIFARResNet)
+    parts = ("data/fashion_mnist", "pair/fashion_mnist_resnet14_resnet8", "method/dkd", "bias/swap")
+    files = [word for part in parts for word in ("-c", f"configs/{part}.yaml")]
+    main(["fit", *files, "--test_after_fit", "true", *root, *FAST])
+    assert "images only it gets right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        ("lightning_biaskd.models.resnet20", []),
+        ("torchvision.models.resnet18", []),
+        ("timm.create_model", ["--model.student.model_name", "resnet10t", "--model.student.dict_kwargs.in_chans", "1"]),
+    ],
+)
+def test_networks_of_other_libraries_are_named_like_ours(model, arguments):
+    key = "dict_kwargs." if "timm" in model else ""
+    channels = {"lightning_biaskd": ["--model.student.in_channels", "1"]}.get(model.split(".")[0], [])
+    student = ["--model.student", model, f"--model.student.{key}num_classes", "10", *arguments, *channels]
+    # torchvision's networks are built for colour: the stem is what a shape error would name
+    if model.startswith("torchvision"):
+        student += ["--trainer.limit_train_batches", "0", "--trainer.limit_val_batches", "0"]
+        student += ["--test_after_fit", "false"]
+    main(["fit", *FAST, *student])
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--data", "FashionMNISTDataModule"], "no Fashion-MNIST file .* in 'data': set data.root"),
+        (["--data", "CIFAR100DataModule"], "CIFAR100 is not in 'data/cifar-100-python'"),
+        (["--data", "ImageNetDataModule"], "no class folders with images in 'data/imagenet/train'"),
+        (["--data.val_split", "3000"], "val_split=3000 of 1257 training images"),
+        (["--model.student.num_classes", "7"], "gives 7 classes and the data have 10"),
+        (["--model.teacher.num_classes", "7"], "probably another number of classes"),
+        (["--model.student.depth", "9"], r"depth must be 6n \+ 2"),
+        (["--model.teacher_weights", "nothing.pt"], "no weights at 'nothing.pt'"),
+        (["--model.teacher_weights", "null", "--model.teacher.num_classes", "7"], "the teacher gives 7 classes"),
+        (["--model.bias.mode", "mix"], "'swap', 'blend', 'onehot', 'revise', 'none', 'drop'"),
+        (["--model.distiller.temperature", "0"], "temperature must be positive"),
+        (["--model.optimizer.lr=-1"], "refuses its arguments: Invalid learning rate"),
+        (["--model.unknown", "1"], "unknown"),
+        (["--trainer.max_epochs", "-1"], "set max_epochs or max_steps"),
+        (["--ckpt_path", "nothing.ckpt"], "nothing.ckpt"),
+        (["-c", "nothing.yaml"], "nothing.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, args, says):
+    assert re.search(says, fails(capsys, "fit", *FAST, *args))
+
+
+def test_a_checkpoint_of_another_model_is_one_line(capsys, checkpoint):
+    line = fails(capsys, "test", "--ckpt_path", checkpoint, "--model.student.depth", "14")
+    assert "the checkpoint does not fit CIFARResNet: probably another network" in line
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(DistillationModule, "losses", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["fit", *FAST])
+
+
+def test_the_command_outside_this_process():
+    run = [sys.executable, "-m", "lightning_biaskd"]
+    assert subprocess.run([*run, "--version"], capture_output=True, text=True).stdout.startswith("biaskd ")
+    failed = subprocess.run([*run, "fit", "-c", "nothing.yaml"], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "Traceback" not in failed.stderr
+    assert failed.stderr.count("biaskd: error: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        ("model", "DistillationModule"),
+        ("model", "ClassificationModule"),
+        ("data", "DigitsDataModule"),
+        ("data", "FashionMNISTDataModule"),
+        ("data", "CIFAR100DataModule"),
+        ("data", "ImageNetDataModule"),
+    ],
+)
+def test_help_explains_every_option(capsys, group, name):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", f"--{group}.help={name}"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "torch.nn.Identity" not in text  # nor every module that there is
+    options = re.split(r"\n  (?=--)", text.split("\n\n", 2)[-1])[1:]
+    explained = [option for option in options if ".help" not in option.split()[0]]
+    assert len(explained) >= 6
+    for option in explained:
+        assert re.match(rf"--{group}\.\w+ .*?\s{{2,}}[^(\s]", option, flags=re.DOTALL), option
+
+
+@pytest.mark.parametrize("path", ["model.bias.help=BiasStrategy", "model.distiller.help=DKD"])
+def test_help_explains_nested_options(capsys, path):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", "DistillationModule", f"--{path}"])
+    assert "default" in capsys.readouterr().out

@@ -1,0 +1,79 @@
+"""Every shipped YAML file parses and instantiates."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_biaskd import ClassificationModule, DistillationModule
+from lightning_biaskd.cli import CONFIGS, BiasKDCLI, BriefParser
+from lightning_biaskd.data import ImageDataModule
+
+FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+COMPLETE = {"data": "data/digits.yaml", "pair": "pair/digits_resnet8_resnet8quarter.yaml"}
+
+
+def instantiate(*names, extra=()):
+    from lightning.pytorch import LightningDataModule, LightningModule
+
+    files = [word for name in names for word in ("-c", str(CONFIGS / name))]
+    return BiasKDCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        parser_class=BriefParser,
+        run=False,
+        args=[*files, *extra, "--trainer.accelerator", "cpu", "--trainer.precision", "32", "--trainer.devices", "1"],
+    )
+
+
+def test_all_rooms_are_there():
+    assert {Path(name).parts[0] for name in FILES} == {
+        *("data", "pair", "method", "bias", "trainer", "recipe", "quickstart.yaml")
+    }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((CONFIGS / name).read_text())
+    room = name.split("/")[0]
+    names = [name] if room in ("quickstart.yaml", "recipe") else [*COMPLETE.values(), name]
+    teacher = content.get("model", {}).get("init_args", {}).get("teacher", {})
+    extra = []
+    if room == "pair":  # weights that aren't here
+        extra += ["--model.teacher_weights", "null"] if "builtin" not in str(content) else []
+        extra += ["--model.teacher", teacher["class_path"]] if "weights" in teacher.get("init_args", {}) else []
+    cli = instantiate(*names, extra=extra)
+    assert isinstance(cli.datamodule, ImageDataModule)
+    assert isinstance(cli.model, DistillationModule | ClassificationModule)
+    cli.model.trainer = cli.trainer
+    cli.model.configure_optimizers()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_files_compose_in_any_order(flip):
+    names = ["data/digits.yaml", COMPLETE["pair"], "method/dkd.yaml", "bias/ramp.yaml"]
+    cli = instantiate(*(reversed(names) if flip else names), extra=["--model.distiller.beta", "2"])
+    assert cli.model.distiller.beta == 2
+    assert (cli.model.bias.balance, cli.model.ce_weight, cli.trainer.max_epochs) == ("ramp", 1.0, 60)
+
+
+def test_plain_distillation_by_file_and_by_flag():
+    pair = [COMPLETE["data"], COMPLETE["pair"]]
+    assert instantiate(*pair, "bias/none.yaml").model.bias is None
+    assert instantiate(*pair, extra=["--model.bias", "null"]).model.bias is None
+
+
+def test_a_weighted_sum_in_yaml(tmp_path):
+    path = tmp_path / "sum.yaml"
+    path.write_text(
+        "model: {class_path: DistillationModule, init_args: {distiller: {class_path: WeightedSum, init_args: "
+        "{parts: [[{class_path: KD, init_args: {temperature: 2}}, 1.0], [{class_path: DKD}, 0.5]]}}}}"
+    )
+    terms = list(instantiate(*COMPLETE.values(), path).model.distiller.terms())
+    assert [(type(term).__name__, weight) for term, weight in terms] == [("KD", 1.0), ("DKD", 0.5)]
+    assert terms[0][0].temperature == 2
