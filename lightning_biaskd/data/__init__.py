@@ -1,0 +1,18 @@
+"""LightningDataModules, one file per data set."""
+
+from lightning_biaskd.data.base import Batch, ImageDataModule, InMemoryDataModule
+from lightning_biaskd.data.cifar import CIFAR10DataModule, CIFAR100DataModule
+from lightning_biaskd.data.digits import DigitsDataModule
+from lightning_biaskd.data.fashion_mnist import FashionMNISTDataModule
+from lightning_biaskd.data.imagenet import ImageNetDataModule
+
+__all__ = [
+    "Batch",
+    "CIFAR10DataModule",
+    "CIFAR100DataModule",
+    "DigitsDataModule",
+    "FashionMNISTDataModule",
+    "ImageDataModule",
+    "ImageNetDataModule",
+    "InMemoryDataModule",
+]

@@ -1,0 +1,191 @@
+import gzip
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from data_files import write_cifar, write_folders, write_idx
+
+from lightning_biaskd import UserError
+from lightning_biaskd.data import (
+    CIFAR10DataModule,
+    CIFAR100DataModule,
+    DigitsDataModule,
+    FashionMNISTDataModule,
+    ImageNetDataModule,
+)
+
+
+class Views(LightningModule):
+    """Collects the batches as a network would get them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen = {"train": [], "test": []}
+
+    def training_step(self, batch, batch_idx):
+        self.seen["train"].append(batch)
+        return self.layer(torch.zeros(1, 1)).sum()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def test_step(self, batch, batch_idx):
+        self.seen["test"].append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def views(trainer, data, stage="train", **kwargs):
+    module = Views()
+    run = trainer(**kwargs)
+    run.fit(module, data) if stage == "train" else run.test(module, data, verbose=False)
+    batches = module.seen[stage]
+    order = torch.cat([batch.sample for batch in batches]).argsort()
+    return torch.cat([batch.image for batch in batches])[order], torch.cat([batch.target for batch in batches])[order]
+
+
+def test_digits_are_split_seeded_and_disjoint():
+    data = DigitsDataModule(val_split=0.2)
+    data.setup()
+    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (1006, 251, 540)
+    train, val = set(data.train_set.index.tolist()), set(data.val_set.index.tolist())
+    assert not train & val
+    assert train | val == set(range(1257))
+    again, other = DigitsDataModule(val_split=0.2), DigitsDataModule(val_split=0.2, seed=1)
+    again.setup()
+    other.setup()
+    assert torch.equal(again.val_set.index, data.val_set.index)
+    assert not torch.equal(other.val_set.index, data.val_set.index)
+    pixels = {image.numpy().tobytes() for image in data.test_set.image}
+    shared = [image for image in data.train_set.image if image.numpy().tobytes() in pixels]
+    assert not shared
+
+
+def test_val_split_is_a_share_or_a_number_or_nothing():
+    for val_split, size in ((0.5, 628), (100, 100), (0, None)):
+        data = DigitsDataModule(val_split=val_split)
+        data.setup()
+        assert (len(data.val_set) if data.val_set else None) == size
+    assert not data.val_dataloader()
+    for val_split in (1257, 5000, -1):
+        with pytest.raises(UserError, match="leaves none to train on"):
+            DigitsDataModule(val_split=val_split).setup()
+
+
+def test_pixels_are_normalised_with_the_constants_of_the_data(trainer):
+    image, target = views(trainer, DigitsDataModule(augment=False, val_split=0))
+    assert image.shape == (1257, 1, 8, 8)
+    assert image.mean().abs() < 1e-3
+    assert (image.std() - 1).abs() < 1e-3
+    assert torch.bincount(target).min() > 100
+
+
+def test_only_training_images_are_augmented_anew_in_every_epoch(trainer):
+    def run(epochs=1, **kwargs):
+        return views(trainer, DigitsDataModule(val_split=0, **kwargs), max_epochs=epochs)[0]
+
+    plain, first = run(augment=False), run()
+    assert not torch.equal(plain, first)
+    assert torch.equal(first, run(batch_size=17))  # the same views whatever the batches
+    assert not torch.equal(first, run(seed=1))
+    two = run(epochs=2).view(1257, 2, 1, 8, 8)
+    assert not torch.equal(two[:, 0], two[:, 1])
+    tests = [views(trainer, DigitsDataModule(augment=augment), "test")[0] for augment in (True, False)]
+    assert torch.equal(*tests)
+
+
+def test_workers_load_the_same(trainer):
+    alone, two = (views(trainer, DigitsDataModule(num_workers=n), "test") for n in (0, 2))
+    assert torch.equal(alone[0], two[0])
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("below", [".", "FashionMNIST/raw"])
+def test_fashion_mnist_reads_idx_files(tmp_path, pack, below):
+    write_idx(tmp_path / below, pack)
+    data = FashionMNISTDataModule(str(tmp_path), val_split=0.25)
+    data.setup()
+    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (30, 10, 20)
+    batch = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+    assert batch.image.shape == (20, 1, 28, 28)
+    assert batch.target.tolist() == [i % 10 for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "is damaged"),
+        (lambda path: path.write_bytes(gzip.compress(b"nothing" * 9)), "is damaged .*not an idx file"),
+        (lambda path: path.unlink(), "no Fashion-MNIST file train-images"),
+    ],
+)
+def test_damaged_fashion_mnist_is_one_line(tmp_path, damage, message):
+    write_idx(tmp_path)
+    damage(tmp_path / "train-images-idx3-ubyte.gz")
+    with pytest.raises(UserError, match=message):
+        FashionMNISTDataModule(str(tmp_path)).setup()
+
+
+def test_labels_of_another_data_set_are_one_line(tmp_path):
+    write_idx(tmp_path, classes=12)
+    with pytest.raises(UserError, match=r"outside \[0, 9\]: these are no files of FashionMNIST"):
+        FashionMNISTDataModule(str(tmp_path)).setup()
+
+
+@pytest.mark.parametrize("module", [CIFAR10DataModule, CIFAR100DataModule])
+def test_cifar_reads_torchvisions_files(tmp_path, monkeypatch, module):
+    write_cifar(tmp_path, monkeypatch, module)
+    data = module(str(tmp_path), val_split=5)
+    data.prepare_data()
+    data.setup()
+    size = 20 * len(module.files.train_list)
+    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (size - 5, 5, 20)
+    batch = next(iter(data.test_dataloader()))
+    reference = module.files(str(tmp_path), train=False)
+    image = np.asarray(reference[3][0])
+    assert torch.equal(batch.image[3], torch.tensor(image).permute(2, 0, 1))
+    assert batch.target[3] == reference[3][1]
+    (tmp_path / module.files.base_folder / module.files.test_list[0][0]).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="or damaged there"):
+        module(str(tmp_path)).setup()
+
+
+def test_imagenet_reads_class_folders(tmp_path, trainer):
+    write_folders(tmp_path)
+    data = ImageNetDataModule(str(tmp_path), val_split=4, num_workers=0, image_size=32, resize=36, batch_size=5)
+    image, target = views(trainer, data, "test")
+    assert image.shape == (9, 3, 32, 32)
+    assert target.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert data.num_classes == 3
+    assert (len(data.train_set), len(data.val_set)) == (14, 4)
+    assert not set(data.train_set.indices) & set(data.val_set.indices)
+    assert views(trainer, data)[0].shape == (14, 3, 32, 32)
+
+
+def test_imagenet_folders_must_agree(tmp_path):
+    write_folders(tmp_path)
+    (tmp_path / "val" / "eel").rename(tmp_path / "val" / "fox")
+    with pytest.raises(UserError, match="different class folders"):
+        ImageNetDataModule(str(tmp_path)).setup()
+
+
+@pytest.mark.parametrize(
+    ("module", "folder", "source"),
+    [
+        (FashionMNISTDataModule, "", "github.com/zalandoresearch/fashion-mnist"),
+        (CIFAR10DataModule, "cifar-10-batches-py", "www.cs.toronto.edu"),
+        (CIFAR100DataModule, "cifar-100-python", "www.cs.toronto.edu"),
+        (ImageNetDataModule, "train", "image-net.org"),
+    ],
+)
+def test_missing_data_are_one_line_with_folder_flag_and_source(tmp_path, module, folder, source):
+    with pytest.raises(UserError) as error:
+        module(str(tmp_path / "empty")).setup()
+    message = str(error.value)
+    assert str(tmp_path / "empty" / folder) in message
+    assert "set data.root" in message
+    assert source in message
+    assert "\n" not in message
