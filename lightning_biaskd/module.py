@@ -183,7 +183,8 @@ class ClassificationModule(LightningModule):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         losses = self.losses(batch, batch_idx)
         self.meter("train/", lambda: Means(list(losses))).update(list(losses.values()), len(batch[1]))
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
+        if every and (self.global_step + 1) % every == 0:
             self.log("train/loss_step", losses["train/loss"].detach(), prog_bar=True)
         return losses["train/loss"]
 

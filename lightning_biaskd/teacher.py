@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from lightning_biaskd.models.weights import load_weights
 from lightning_biaskd.outputs import FeatureTap, Outputs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class FrozenTeacher(nn.Module):

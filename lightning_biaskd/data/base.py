@@ -97,7 +97,9 @@ class ImageDataModule(LightningDataModule):
         """Numbers of the training and of the validation images, by ``val_split`` and ``seed``."""
         held_out = round(self.val_split * size) if self.val_split < 1 else int(self.val_split)
         if not 0 <= held_out < size:
-            raise UserError(f"val_split={self.val_split} of {size} training images leaves none to train on: choose less")
+            raise UserError(
+                f"val_split={self.val_split} of {size} training images leaves none to train on: choose less"
+            )
         order = torch.randperm(size, generator=torch.Generator().manual_seed(self.seed))
         return order[held_out:].sort().values, order[:held_out].sort().values
 

@@ -35,8 +35,9 @@ class CIFAR10DataModule(InMemoryDataModule):
             files = self.files(self.root, train=split == "train")
         except RuntimeError:
             raise UserError(
-                f"{self.files.__name__} is not in '{self.root}/{self.files.base_folder}', or damaged there: set data.root "
-                "to the folder above it, or data.download to true to fetch it from www.cs.toronto.edu/~kriz/cifar.html"
+                f"{self.files.__name__} is not in '{self.root}/{self.files.base_folder}', or damaged there: set "
+                "data.root to the folder above it, or data.download to true to fetch it from "
+                "www.cs.toronto.edu/~kriz/cifar.html"
             ) from None
         return torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(files.targets)
 

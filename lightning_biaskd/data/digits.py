@@ -13,7 +13,7 @@ class DigitsDataModule(InMemoryDataModule):
     """1,797 grey 8x8 images of ten digits (scikit-learn's ``load_digits``; UCI, Alpaydin and Kaynak, 1998).
 
     A fixed 540 of them are the test set; ``val_split`` is taken from the other 1,257. Views are shifted by up to one
-    pixel and not mirrored. The arguments are those of :class:`ImageDataModule`; ``root`` and ``download`` are not needed.
+    pixel and not mirrored. Arguments as of :class:`ImageDataModule`; ``root`` and ``download`` are not needed.
     """
 
     num_classes = 10

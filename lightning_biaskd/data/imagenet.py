@@ -20,8 +20,8 @@ class ImageNetDataModule(ImageDataModule):
     """ImageNet-1k (Deng et al., 2009; Russakovsky et al., 2015): ``root/train`` and ``root/val``, a folder per class.
 
     As its labelled test images aren't public, ``val`` is the test set here, and validation images are held out of
-    ``train`` by ``val_split``. The recipe is the field's: training crops of random size and place, mirrored; evaluation on
-    the centre ``image_size / resize`` of the image. The number of classes is that of the folders.
+    ``train`` by ``val_split``. The recipe is the field's: training crops of random size and place, mirrored; evaluation
+    on the centre ``image_size / resize`` of the image. The number of classes is that of the folders.
 
     Args:
         root: folder with ``train`` and ``val``.
@@ -65,7 +65,9 @@ class ImageNetDataModule(ImageDataModule):
         """See :class:`ImageDataModule`."""
         train, test = self._folder("train", self._train_view), self._folder("val", self._test_view)
         if train.classes != test.classes:
-            raise UserError(f"'{self.root}/train' and '{self.root}/val' hold different class folders: make them the same")
+            raise UserError(
+                f"'{self.root}/train' and '{self.root}/val' hold different class folders: make them the same"
+            )
         self.num_classes = len(train.classes)
         kept, held_out = self.split(len(train))
         val = _IndexedFolder(train.root, self._test_view)

@@ -3,8 +3,8 @@ import gzip
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 from data_files import write_cifar, write_folders, write_idx
+from lightning.pytorch import LightningModule
 
 from lightning_biaskd import UserError
 from lightning_biaskd.data import (
