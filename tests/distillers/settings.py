@@ -1,8 +1,24 @@
 """Every exported distiller with the arguments that it is tested with, and an independent slow reference."""
 
 import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from lightning_biaskd import DKD, KD, WeightedSum
+from lightning_biaskd import DKD, KD, Distiller, WeightedSum
+
+
+class Setting(NamedTuple):
+    """How one distiller is tested.
+
+    ``reference(s, t, y)`` is the loss of one sample, ``batch_reference(S, T, Y)`` the mean loss of a batch, for methods
+    that have no other; one of them is given. ``lacks`` names the properties of `properties.py` that do not hold, each
+    with the reason, as ``{property: why}``; a test fails if one of them does hold.
+    """
+
+    distiller: Distiller
+    reference: Callable[..., float] | None = None
+    lacks: Mapping[str, str] = {}
+    batch_reference: Callable[..., float] | None = None
 
 
 def softmax(values):
@@ -28,9 +44,9 @@ def dkd(student, teacher, y, alpha=1.0, beta=8.0, tau=4.0):
 
 
 SETTINGS = {
-    "KD": (KD(), kd),
-    "DKD": (DKD(), dkd),
-    "WeightedSum": (
+    "KD": Setting(KD(), kd),
+    "DKD": Setting(DKD(), dkd),
+    "WeightedSum": Setting(
         WeightedSum([(KD(2.0), 0.5), (DKD(beta=2.0), 3.0)]),
         lambda s, t, y: 0.5 * kd(s, t, y, tau=2.0) + 3.0 * dkd(s, t, y, beta=2.0),
     ),
