@@ -54,7 +54,8 @@ class BiasStrategy(nn.Module):
     A group without samples adds exactly zero. γ moves with training; the
     :class:`~lightning_biaskd.callbacks.DynamicWeights` callback does it in a Trainer, and ``gamma.fill_(cosine(t))``
     in a loop of one's own. A method that doesn't read logits can't be rectified: its wrong samples are eliminated and
-    γ leaves its right ones alone. In a :class:`~lightning_biaskd.WeightedSum` each part is treated by its kind.
+    γ leaves its right ones alone. One that reads no teacher at all keeps every sample, evenly weighted. In a
+    :class:`~lightning_biaskd.WeightedSum` each part is treated by its kind.
 
     Args:
         mode: how wrong answers are corrected, see :func:`~lightning_biaskd.bias.rectify`; ``"none"`` distils the
@@ -144,7 +145,7 @@ class BiasStrategy(nn.Module):
     ) -> tuple[Tensor, bool]:
         """Losses (B,) of one method, and whether its wrong samples are used at all."""
         if not term.rectifiable:
-            used = self.features == "keep"
+            used = self.features == "keep" or not term.reads_teacher
         else:
             used = self.mode != "drop"
             if self.mode != "drop" and self.mode != "none":

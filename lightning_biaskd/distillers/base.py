@@ -26,6 +26,24 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (log_t.exp() * (log_t - log_s)).sum(1)
 
 
+def without_label(logits: Tensor, target: Tensor) -> Tensor:
+    """Logits of the classes other than the label, in their order.
+
+    Args:
+        logits: (B, C).
+        target: (B,) labels.
+
+    Returns:
+        (B, C - 1)
+
+    Example:
+        >>> without_label(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([1]))
+        tensor([[1., 3.]])
+    """
+    others = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
+    return logits.gather(1, others + (others >= target.unsqueeze(1)))
+
+
 class Distiller(nn.Module):
     r"""One published distillation method.
 
@@ -41,6 +59,8 @@ class Distiller(nn.Module):
         layers: names of the features that the method reads.
         rectifiable: whether it reads the teacher's logits, so that rectified ones may be handed over. The wrong samples
             of any other method are eliminated.
+        reads_teacher: whether it reads the teacher at all; a method that doesn't has no bias to eliminate, so it keeps
+            all samples, evenly weighted.
         ramp: buffer, the factor of the warm-up; 1 until :meth:`set_epoch` says otherwise.
 
     Example:
@@ -55,6 +75,7 @@ class Distiller(nn.Module):
 
     layers: tuple[str, ...] = ()
     rectifiable: bool = True
+    reads_teacher: bool = True
     ramp: Tensor
 
     def __init__(self, temperature: float = 1.0, warmup_epochs: int = 0) -> None:

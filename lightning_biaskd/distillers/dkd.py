@@ -3,16 +3,14 @@
 import torch
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller, kl_divergence
+from lightning_biaskd.distillers.base import Distiller, kl_divergence, without_label
 from lightning_biaskd.outputs import Outputs, at_least_float32
 
 
 def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (B, 2) of label against rest, and logits (B, C - 1) of the rest."""
-    y = target.unsqueeze(1)
-    others = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
-    rest = logits.gather(1, others + (others >= y))
-    return torch.cat([logits.gather(1, y), rest.logsumexp(1, keepdim=True)], dim=1), rest
+    rest = without_label(logits, target)
+    return torch.cat([logits.gather(1, target.unsqueeze(1)), rest.logsumexp(1, keepdim=True)], dim=1), rest
 
 
 def dkd_loss(

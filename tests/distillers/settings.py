@@ -1,8 +1,39 @@
 """Every exported distiller with the arguments that it is tested with, and an independent slow reference."""
 
 import math
+import statistics
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from lightning_biaskd import DKD, KD, WeightedSum
+from lightning_biaskd.distillers import (
+    DIST,
+    DKD,
+    KD,
+    NKD,
+    TTM,
+    WSLD,
+    WTTM,
+    Distiller,
+    LabelSmoothing,
+    LogitStandardization,
+    NormKD,
+    TeacherFree,
+    WeightedSum,
+)
+
+
+class Setting(NamedTuple):
+    """How one distiller is tested.
+
+    ``reference(s, t, y)`` is the loss of one sample, ``batch_reference(S, T, Y)`` the mean loss of a batch, for methods
+    that have no other; one of them is given. ``lacks`` names the properties of `properties.py` that do not hold, each
+    with the reason, as ``{property: why}``; a test fails if one of them does hold.
+    """
+
+    distiller: Distiller
+    reference: Callable[..., float] | None = None
+    lacks: Mapping[str, str] = {}
+    batch_reference: Callable[..., float] | None = None
 
 
 def softmax(values):
@@ -27,10 +58,85 @@ def dkd(student, teacher, y, alpha=1.0, beta=8.0, tau=4.0):
     return tau**2 * (alpha * pair + beta * kl(rest_p, rest_q))
 
 
+def pearson(x, y):
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    cov = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return cov / (math.dist(x, [mean_x] * len(x)) * math.dist(y, [mean_y] * len(y)) + 1e-8)
+
+
+def dist(students, teachers, labels, beta=1.0, gamma=1.0, tau=4.0):
+    p = [softmax([z / tau for z in row]) for row in teachers]
+    q = [softmax([z / tau for z in row]) for row in students]
+    inter = [1 - pearson(a, b) for a, b in zip(q, p, strict=True)]
+    intra = [1 - pearson(a, b) for a, b in zip(zip(*q, strict=True), zip(*p, strict=True), strict=True)]
+    return tau**2 * (beta * sum(inter) / len(inter) + gamma * sum(intra) / len(intra))
+
+
+def cross_entropy(p, q):
+    return -sum(a * math.log(b) for a, b in zip(p, q, strict=True))
+
+
+def nkd(student, teacher, y, gamma=1.5, tau=1.0):
+    rest_p = softmax([z / tau for i, z in enumerate(teacher) if i != y])
+    rest_q = softmax([z / tau for i, z in enumerate(student) if i != y])
+    label = -softmax(teacher)[y] * math.log(softmax(student)[y])
+    return label + gamma * tau**2 * cross_entropy(rest_p, rest_q)
+
+
+def standardized(row):
+    return [(z - statistics.mean(row)) / (statistics.stdev(row) + 1e-7) for z in row]
+
+
+def ttm(student, teacher, y, exponent=0.1, weighted=False):
+    powers = [p**exponent for p in softmax(teacher)]
+    loss = kl([p / sum(powers) for p in powers], softmax(student))
+    return loss * sum(powers) if weighted else loss
+
+
+def norm_kd(student, teacher, y, tau=2.0):
+    tau_s, tau_t = tau * statistics.stdev(student), tau * statistics.stdev(teacher)
+    return tau_t**2 * kl(softmax([z / tau_t for z in teacher]), softmax([z / tau_s for z in student]))
+
+
+def wsld(student, teacher, y, tau=4.0):
+    ratio = math.log(softmax(student)[y]) / (math.log(softmax(teacher)[y]) - 1e-7)
+    soft = cross_entropy(softmax([z / tau for z in teacher]), softmax([z / tau for z in student]))
+    return (1 - math.exp(-ratio)) * tau**2 * soft
+
+
+def label_smoothing(student, teacher, y, smoothing=0.1):
+    smooth = [smoothing / len(student) + (1 - smoothing) * (i == y) for i in range(len(student))]
+    return cross_entropy(smooth, softmax(student))
+
+
+def teacher_free(student, teacher, y, correct=0.99, tau=20.0):
+    virtual = [correct if i == y else (1 - correct) / (len(student) - 1) for i in range(len(student))]
+    return kl(softmax([v / tau for v in virtual]), softmax(student))
+
+
+NOT_ZERO = "is_zero_at_the_teacher"
 SETTINGS = {
-    "KD": (KD(), kd),
-    "DKD": (DKD(), dkd),
-    "WeightedSum": (
+    "KD": Setting(KD(), kd),
+    "DKD": Setting(DKD(), dkd),
+    "DIST": Setting(
+        DIST(),
+        batch_reference=dist,
+        lacks={"gives_each_sample_a_loss_of_its_own": "the intra-class relation is over the batch"},
+    ),
+    "LabelSmoothing": Setting(LabelSmoothing(), label_smoothing, {NOT_ZERO: "it knows the label alone"}),
+    "LogitStandardization": Setting(
+        LogitStandardization(DKD(temperature=2.0)),
+        lambda s, t, y: 9.0 * dkd(standardized(s), standardized(t), y, tau=2.0),
+    ),
+    "NKD": Setting(NKD(), nkd, {NOT_ZERO: "a cross-entropy, not a divergence"}),
+    "NormKD": Setting(NormKD(), norm_kd),
+    "TTM": Setting(TTM(), ttm, {NOT_ZERO: "only the teacher is softened"}),
+    "TeacherFree": Setting(TeacherFree(), teacher_free, {NOT_ZERO: "it knows the label alone"}),
+    "WSLD": Setting(WSLD(), wsld, {NOT_ZERO: "a cross-entropy, not a divergence"}),
+    "WTTM": Setting(
+        WTTM(), lambda s, t, y: ttm(s, t, y, 0.2, weighted=True), {NOT_ZERO: "only the teacher is softened"}
+    ),
+    "WeightedSum": Setting(
         WeightedSum([(KD(2.0), 0.5), (DKD(beta=2.0), 3.0)]),
         lambda s, t, y: 0.5 * kd(s, t, y, tau=2.0) + 3.0 * dkd(s, t, y, beta=2.0),
     ),

@@ -1,0 +1,107 @@
+"""Distillation from a stronger teacher."""
+
+import torch
+from torch import Tensor
+
+from lightning_biaskd.distillers.base import Distiller
+from lightning_biaskd.outputs import Outputs, at_least_float32
+
+_EPS = 1e-8
+
+
+def _one_minus_pearson(x: Tensor, y: Tensor, dim: int, keep: Tensor | None = None) -> Tensor:
+    r"""Terms (B, C), none below zero, that add up to one minus Pearson's correlation along ``dim``.
+
+    With centred vectors :math:`a, b` scaled to length 1 it is :math:`1 - \rho = \frac12 \sum_i (a_i - b_i)^2`. The
+    authors' code divides by :math:`|a||b| + 10^{-8}`; here ``share`` does that.
+    """
+    used = torch.ones_like(x, dtype=torch.bool) if keep is None else keep.unsqueeze(1).expand_as(x)
+    count = used.sum(dim, keepdim=True).clamp_min(1)
+
+    def centred(values: Tensor) -> Tensor:
+        return torch.where(used, values - torch.where(used, values, 0).sum(dim, keepdim=True) / count, 0)
+
+    a, b = centred(x), centred(y)
+    length_a, length_b = a.norm(dim=dim, keepdim=True), b.norm(dim=dim, keepdim=True)
+    share = length_a * length_b / (length_a * length_b + _EPS)
+    floor = torch.finfo(x.dtype).tiny ** 0.5
+    gap = a / length_a.clamp_min(floor) - b / length_b.clamp_min(floor)
+    return torch.where(used, share * gap.square() / 2 + (1 - share) / count, 0)
+
+
+def dist_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 4.0,
+    keep: Tensor | None = None,
+) -> Tensor:
+    r"""The relational loss, shared out to the samples; see :class:`DIST`.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: (B, C).
+        beta: weight of the inter-class relation, within a sample.
+        gamma: weight of the intra-class relation, over the batch.
+        temperature: τ.
+        keep: (B,) bool, the samples that the batch consists of; ``None`` for all. Others get loss 0.
+
+    Returns:
+        (B,), whose sum over the kept samples is their number times the published loss on them alone.
+
+    Example:
+        >>> s = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
+        >>> t = torch.tensor([[3.0, 0.0, 0.0], [0.0, 2.0, 1.0], [1.0, 0.0, 2.0]])
+        >>> dist_loss(s, t, temperature=1.0)
+        tensor([0.0663, 0.1217, 0.0856])
+        >>> dist_loss(s, t, temperature=1.0, keep=torch.tensor([True, True, False]))
+        tensor([0.7010, 0.7010, 0.0000])
+    """
+    p_s = (at_least_float32(student_logits) / temperature).softmax(1)
+    p_t = (at_least_float32(teacher_logits) / temperature).softmax(1)
+    size = len(p_s) if keep is None else keep.sum()
+    inter = _one_minus_pearson(p_s, p_t, 1, keep).sum(1)
+    intra = size * _one_minus_pearson(p_s, p_t, 0, keep).mean(1)
+    return temperature**2 * (beta * inter + gamma * intra)
+
+
+class DIST(Distiller):
+    r"""Huang, You, Wang, Qian, Xu, *Knowledge Distillation from A Stronger Teacher*, NeurIPS 2022, arXiv 2205.10536.
+
+    With :math:`P = \mathrm{softmax}(z/\tau)`, (B, C), and Pearson's correlation :math:`\rho` the loss of a batch is
+
+    .. math::
+        L = \tau^2 \Big(\frac{\beta}{B} \sum_i \big(1 - \rho(P^S_{i:}, P^T_{i:})\big)
+            + \frac{\gamma}{C} \sum_c \big(1 - \rho(P^S_{:c}, P^T_{:c})\big)\Big)
+
+    The second sum, over the batch, has no loss of a sample in it. It is shared out by
+    :math:`1 - \rho = \frac12 \sum_i (a_i - b_i)^2`, with :math:`a, b` the two columns centred and scaled to length 1:
+
+    .. math::
+        \ell_i = \tau^2 \Big(\beta \big(1 - \rho(P^S_{i:}, P^T_{i:})\big)
+            + \gamma \frac{B}{2C} \sum_c (a_{ic} - b_{ic})^2\Big)
+
+    So the mean is the published loss, and no :math:`\ell_i` is negative or, where student and teacher agree, positive:
+    weighing samples apart moves no optimum. Statistics are of the process's own batch, over its kept samples.
+
+    The defaults are the authors' for CIFAR-100 (image_classification_sota, ``dist_cifar.yaml``), where the loss has
+    weight 2 beside cross-entropy at 1; on ImageNet τ is 1.
+
+    Args:
+        beta: weight of the inter-class relation, within a sample.
+        gamma: weight of the intra-class relation, over the batch.
+        temperature: τ.
+    """
+
+    def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0) -> None:
+        super().__init__(temperature)
+        self.beta = beta
+        self.gamma = gamma
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See :class:`Distiller`."""
+        return dist_loss(student.logits, teacher.logits, self.beta, self.gamma, self.temperature, keep)
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}, gamma={self.gamma}, {super().extra_repr()}"

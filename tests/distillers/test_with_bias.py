@@ -1,0 +1,100 @@
+"""The strategy around every exported distiller."""
+
+import pytest
+import torch
+from properties import batch
+from settings import SETTINGS
+
+from lightning_biaskd import BiasStrategy, Outputs
+from lightning_biaskd.bias import partition
+
+MODES = ("swap", "blend", "onehot", "revise", "none", "drop")
+every_distiller = pytest.mark.parametrize("name", SETTINGS)
+every_mode = pytest.mark.parametrize("mode", MODES)
+
+
+def strategy(mode, gamma=0.3, **kwargs):
+    bias = BiasStrategy(mode, **kwargs).double()
+    bias.gamma.fill_(gamma)
+    return bias
+
+
+def outputs(rows=8, shift=0.0):
+    student, teacher, target = batch(rows, shift=shift)
+    return Outputs(student.requires_grad_()), Outputs(teacher), target
+
+
+@every_distiller
+@every_mode
+@pytest.mark.parametrize("normalize", ["group", "batch"])
+@pytest.mark.parametrize(("rows", "shift"), [(8, 0.0), (8, 30.0), (8, -30.0), (1, 30.0), (1, -30.0)])
+def test_is_finite_and_reaches_the_student_and_what_the_method_learns(name, mode, normalize, rows, shift):
+    distiller = SETTINGS[name].distiller
+    student, teacher, target = outputs(rows, shift)
+    loss = strategy(mode, normalize=normalize)(distiller, student, teacher, target)
+    assert all(value.isfinite() for value in loss)
+    leaves = [student.logits, *distiller.parameters()]
+    gradients = torch.autograd.grad(loss.total, leaves)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    if shift == 0:
+        assert all(gradient.any() for gradient in gradients)
+
+
+@every_distiller
+@every_mode
+def test_all_right_is_the_plain_method(name, mode):
+    distiller = SETTINGS[name].distiller
+    student, teacher, target = outputs(shift=30.0)
+    loss = strategy(mode)(distiller, student, teacher, target)
+    torch.testing.assert_close(loss.right, distiller(student, teacher, target).mean().detach())
+    assert loss.rectified == 0
+    assert loss.wrong_rate == 0
+    torch.testing.assert_close(loss.total, (0.7 if distiller.rectifiable else 1.0) * loss.right)
+
+
+@every_distiller
+def test_dropped_samples_add_nothing(name):
+    distiller = SETTINGS[name].distiller
+    student, teacher, target = outputs()
+    wrong = ~partition(teacher.logits, target)
+    assert wrong.any()
+    assert not wrong.all()
+    loss = strategy("drop")(distiller, student, teacher, target)
+    (gradient,) = torch.autograd.grad(loss.total, [student.logits])
+    if distiller.reads_teacher:
+        assert (gradient[wrong] == 0).all()
+        other = Outputs(torch.where(wrong[:, None], 2 * teacher.logits, teacher.logits))
+        assert strategy("drop")(distiller, student, other, target).total == loss.total
+    else:
+        assert (gradient[wrong] != 0).any()
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if not SETTINGS[name].distiller.reads_teacher])
+@every_mode
+def test_a_method_that_reads_no_teacher_is_left_alone(name, mode):
+    distiller = SETTINGS[name].distiller
+    student, teacher, target = outputs()
+    loss = strategy(mode)(distiller, student, teacher, target)
+    torch.testing.assert_close(loss.total, distiller(student, teacher, target).mean())
+
+
+@every_distiller
+@every_mode
+def test_compiles_once_while_gamma_moves(name, mode):
+    distiller = SETTINGS[name].distiller
+    compilations = 0
+
+    def count(graph, _inputs):
+        nonlocal compilations
+        compilations += 1
+        return graph
+
+    torch._dynamo.reset()
+    bias = BiasStrategy(mode).double()
+    step = torch.compile(lambda *args: bias(distiller, *args), backend=count, fullgraph=True)
+    for epoch, gamma in enumerate((0.0, 0.4, 1.0)):
+        student, teacher, target = outputs()
+        bias.gamma.fill_(gamma)
+        distiller.set_epoch(epoch)
+        torch.testing.assert_close(step(student, teacher, target), bias(distiller, student, teacher, target))
+    assert compilations == 1
