@@ -1,0 +1,26 @@
+"""Every shipped method trains on real images from the command line, with the strategy off and on."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+
+from lightning_biaskd.cli import CONFIGS, main
+
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("bias", ["none", "paper"])
+@pytest.mark.parametrize("method", METHODS)
+def test_fit(method, bias, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = ["configs/quickstart.yaml", f"configs/method/{method}.yaml", f"configs/bias/{bias}.yaml"]
+    options = ["accelerator=cpu", "max_epochs=2", "limit_train_batches=4", "limit_val_batches=1"]
+    options += ["limit_test_batches=1", "enable_progress_bar=false"]
+    main(["fit", *(w for f in files for w in ("-c", f)), *(f"--trainer.{option}" for option in options)])
+    rows = list(csv.DictReader(Path("runs/quickstart/version_0/metrics.csv").open()))
+    losses = [float(row["train/loss_kd"]) for row in rows if row.get("train/loss_kd")]
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[0] != losses[1]
