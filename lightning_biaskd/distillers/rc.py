@@ -44,10 +44,9 @@ class RC(Distiller):
     at τ = 4 throughout: ``WeightedSum([(KD(), 1.0), (RC(), 0.1)])`` with both weights of the module at 1. Where all of
     the student's logits are negative the correction lowers the label instead; that is so in the source.
 
-    RC never reads the teacher, so rectification changes nothing in it, and it corrects the student's mistakes, not the
-    teacher's. :class:`~lightning_biaskd.bias.BiasStrategy` still sorts its samples by whether the teacher is right and
-    weighs the two groups by γ, which the source does not: use ``bias=None``, or ``mode="none"`` with
-    ``normalize="batch"`` and ``balance="ramp"``. ``mode="drop"`` would lose samples for a mistake that RC never sees.
+    RC never reads the teacher, so rectification changes nothing in it, and what it corrects are the student's mistakes,
+    not the teacher's. The published method is ``bias=None``; of the modes of
+    :class:`~lightning_biaskd.bias.BiasStrategy`, ``"none"`` is the one that leaves the KD beside it alone too.
 
     Args:
         temperature: τ; 4 in that code.

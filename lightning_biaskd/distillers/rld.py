@@ -68,9 +68,9 @@ class RLD(Distiller):
     out on both sides. With none left, the second part is zero.
 
     RLD is itself a corrector: on a wrong sample it already takes nothing from the teacher that contradicts the label.
-    Beside :class:`~lightning_biaskd.bias.BiasStrategy` use ``mode="none"``, which weighs right and wrong samples apart
-    and hands over the teacher's answer as it is. Any other mode puts the label on top first (``blend`` mostly), so that
-    RLD finds no mistake left to mask.
+    The published method is ``bias=None``. Inside :class:`~lightning_biaskd.bias.BiasStrategy` use ``mode="none"``,
+    which hands over the teacher's answer as it is and only weighs right and wrong samples apart. Any other mode puts
+    the label on top first (``blend`` mostly), so that RLD finds no mistake left to mask.
 
     The defaults are those of the authors' code (zju-SWJ/RLD), with cross-entropy at weight 1 and a linear warm-up over
     20 epochs there.

@@ -67,10 +67,10 @@ class SLD(Distiller):
     a batch has one view here, so theirs is this loss once for each. It also lets gradient flow through the swapped
     student, which ``detach=False`` reproduces: the loss is the same, its gradient is not.
 
-    SLD is itself a corrector, and its first half is rectification by ``swap``. Beside
-    :class:`~lightning_biaskd.bias.BiasStrategy` use ``mode="none"``, or ``"swap"``, which gives the same loss, as a
-    swapped answer is right and stays. Other modes hand over an answer that SLD finds nothing to swap in (``blend``
-    mostly), and so replace its correction by theirs.
+    SLD is itself a corrector, and its first half is rectification by ``swap``. The published method is ``bias=None``.
+    Inside :class:`~lightning_biaskd.bias.BiasStrategy` use ``mode="none"``, which only weighs right and wrong samples
+    apart, or ``"swap"``, which gives the same, as a swapped answer is right and stays. Other modes hand over an answer
+    in which SLD finds nothing to swap (``blend`` mostly), and so replace its correction by theirs.
 
     Args:
         temperatures: τ, several, their losses summed; a wrong teacher, where it is rectified, is rectified at their

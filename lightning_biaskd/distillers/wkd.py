@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -167,8 +168,8 @@ class WKD(Distiller):
     its first part is a cross-entropy, and the entropy blurs the plan.
 
     Args:
-        distances: (C, C), or a file that holds it (``.safetensors`` with one tensor, or what ``torch.save`` wrote);
-            ``None`` for equal distances.
+        distances: (C, C) as a tensor or as rows of numbers, or a file that holds it (``.safetensors`` with one tensor,
+            or what ``torch.save`` wrote); ``None`` for equal distances.
         weight: w.
         temperature: τ, of the transport; a wrong teacher is rectified at the same.
         sharpness: κ.
@@ -189,7 +190,7 @@ class WKD(Distiller):
 
     def __init__(
         self,
-        distances: str | Tensor | None = None,
+        distances: str | Sequence[Sequence[float]] | Tensor | None = None,
         weight: float = 600.0,
         temperature: float = 8.0,
         sharpness: float = 1.0,
@@ -201,10 +202,8 @@ class WKD(Distiller):
         super().__init__(temperature)
         if epsilon < 0.0125 or iterations < 1:
             raise ValueError(f"epsilon must be at least 0.0125 and iterations 1, got {epsilon} and {iterations}")
-        matrix = _load(distances) if isinstance(distances, str) else distances
-        if matrix is not None and not (matrix.ndim == 2 and len(matrix) == len(matrix.T) and matrix.isfinite().all()):
-            raise ValueError(f"distances must be a finite (C, C) matrix, got {tuple(matrix.shape)}")
-        self.register_buffer("distances", None if matrix is None else matrix.detach().clone(), persistent=False)
+        matrix = None if distances is None else _matrix(distances)
+        self.register_buffer("distances", matrix, persistent=False)
         self.register_buffer("decay", torch.tensor(1.0), persistent=False)
         self.weight = weight
         self.sharpness = sharpness
@@ -239,6 +238,13 @@ class WKD(Distiller):
             f"weight={self.weight}, sharpness={self.sharpness}, epsilon={self.epsilon}, iterations={self.iterations}, "
             f"decay_start={self.decay_start}, decay_end={self.decay_end}, {super().extra_repr()}"
         )
+
+
+def _matrix(distances: str | Sequence[Sequence[float]] | Tensor) -> Tensor:
+    matrix = _load(distances) if isinstance(distances, str) else torch.as_tensor(distances).detach().clone()
+    if matrix.ndim != 2 or len(matrix) != len(matrix.T) or not matrix.isfinite().all():
+        raise ValueError(f"distances must be a finite (C, C) matrix, got {tuple(matrix.shape)}")
+    return matrix
 
 
 def _load(path: str) -> Tensor:
