@@ -44,13 +44,16 @@ class RC(Distiller):
     at τ = 4 throughout: ``WeightedSum([(KD(), 1.0), (RC(), 0.1)])`` with both weights of the module at 1. Where all of
     the student's logits are negative the correction lowers the label instead; that is so in the source.
 
-    RC never reads the teacher, so rectification changes nothing in it, and what it corrects are the student's mistakes,
-    not the teacher's. The published method is ``bias=None``; of the modes of
-    :class:`~lightning_biaskd.bias.BiasStrategy`, ``"none"`` is the one that leaves the KD beside it alone too.
+    RC never reads the teacher: what it corrects are the student's mistakes. So
+    :class:`~lightning_biaskd.bias.BiasStrategy` leaves it alone in every mode, with all samples evenly weighted; a KD
+    beside it is treated by the mode. The source knows no such treatment: there, ``bias=None``.
 
     Args:
         temperature: τ; 4 in that code.
     """
+
+    rectifiable = False
+    reads_teacher = False
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__(temperature)

@@ -1,6 +1,5 @@
 """What CTKD, MLKD, RC, RLD, SLD and WKD each do beyond the common properties."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,6 @@ from lightning_biaskd import BiasStrategy, Distiller, Outputs, distillers
 from lightning_biaskd.distillers import CTKD, MLKD, RC, RLD, SLD, WKD, class_distances, mlkd_loss, rld_loss
 
 NAMES = ("CTKD", "MLKD", "RC", "RLD", "SLD", "WKD")
-VALUES = json.loads((Path(__file__).parent / "published_values_b.json").read_text())
-
-
-@pytest.mark.parametrize("case", VALUES["cases"], ids=lambda case: f"{case['class_path']}-{case['source'].split()[0]}")
-def test_equals_the_published_implementation(case):
-    student, teacher = (torch.tensor(VALUES[name], dtype=torch.float64) for name in ("student", "teacher"))
-    distiller = getattr(distillers, case["class_path"])(**case["init_args"])
-    loss = distiller(Outputs(student), Outputs(teacher), torch.tensor(VALUES["target"])).mean()
-    assert loss.item() == pytest.approx(case["factor"] * case["published"], rel=case.get("rel", 1e-6))
 
 
 @pytest.mark.parametrize("name", NAMES)
