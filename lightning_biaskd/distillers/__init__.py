@@ -1,12 +1,17 @@
 """Published distillation methods, one file each."""
 
 from lightning_biaskd.distillers.base import Distiller, kl_divergence, without_label
+from lightning_biaskd.distillers.ctkd import CTKD, ctkd_loss
 from lightning_biaskd.distillers.dist import DIST, dist_loss
 from lightning_biaskd.distillers.dkd import DKD, dkd_loss
 from lightning_biaskd.distillers.kd import KD, kd_loss
 from lightning_biaskd.distillers.logit_standardization import LogitStandardization, standardize
+from lightning_biaskd.distillers.mlkd import MLKD, mlkd_loss
 from lightning_biaskd.distillers.nkd import NKD, nkd_loss
 from lightning_biaskd.distillers.norm_kd import NormKD, norm_kd_loss
+from lightning_biaskd.distillers.rc import RC, rc_loss
+from lightning_biaskd.distillers.rld import RLD, rld_loss
+from lightning_biaskd.distillers.sld import SLD, sld_loss
 from lightning_biaskd.distillers.teacher_free import (
     LabelSmoothing,
     TeacherFree,
@@ -15,14 +20,21 @@ from lightning_biaskd.distillers.teacher_free import (
 )
 from lightning_biaskd.distillers.ttm import TTM, WTTM, ttm_loss, wttm_loss
 from lightning_biaskd.distillers.weighted_sum import WeightedSum
+from lightning_biaskd.distillers.wkd import WKD, class_distances, wkd_loss
 from lightning_biaskd.distillers.wsld import WSLD, wsld_loss
 
 __all__ = [
+    "CTKD",
     "DIST",
     "DKD",
     "KD",
+    "MLKD",
     "NKD",
+    "RC",
+    "RLD",
+    "SLD",
     "TTM",
+    "WKD",
     "WSLD",
     "WTTM",
     "Distiller",
@@ -31,17 +43,24 @@ __all__ = [
     "NormKD",
     "TeacherFree",
     "WeightedSum",
+    "class_distances",
+    "ctkd_loss",
     "dist_loss",
     "dkd_loss",
     "kd_loss",
     "kl_divergence",
     "label_smoothing_loss",
+    "mlkd_loss",
     "nkd_loss",
     "norm_kd_loss",
+    "rc_loss",
+    "rld_loss",
+    "sld_loss",
     "standardize",
     "teacher_free_loss",
     "ttm_loss",
     "without_label",
+    "wkd_loss",
     "wsld_loss",
     "wttm_loss",
 ]

@@ -6,11 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from lightning_biaskd.distillers import (
+    CTKD,
     DIST,
     DKD,
     KD,
+    MLKD,
     NKD,
+    RC,
+    RLD,
+    SLD,
     TTM,
+    WKD,
     WSLD,
     WTTM,
     Distiller,
@@ -114,7 +120,77 @@ def teacher_free(student, teacher, y, correct=0.99, tau=20.0):
     return kl(softmax([v / tau for v in virtual]), softmax(student))
 
 
+def ctkd(student, teacher, y):
+    return kd(student, teacher, y, tau=1 + 20 / (1 + math.exp(-1.0)))
+
+
+def rc(student, y, tau=4.0):
+    corrected = [z + max(student) if c == y else z for c, z in enumerate(student)]
+    return kd(student, corrected, y, tau)
+
+
+def swapped(logits, y):
+    top = logits.index(max(logits))
+    exchanged = list(logits)
+    exchanged[y], exchanged[top] = logits[top], logits[y]
+    return exchanged
+
+
+def sld(student, teacher, y):
+    return sum(
+        kd(student, swapped(source, y), y, tau)
+        for tau in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+        for source in (teacher, student)
+    )
+
+
+def rld(student, teacher, y, alpha=1.0, beta=8.0, tau=4.0):
+    top, p_y = max(softmax(teacher)), softmax(student)[y]
+    below = [c for c, z in enumerate(teacher) if z < teacher[y]]
+    confidence = kl([top, 1 - top], [p_y, 1 - p_y])
+    correlation = kd([student[c] for c in below], [teacher[c] for c in below], None, tau) if below else 0.0
+    return alpha * confidence + beta * correlation
+
+
+def wkd(student, teacher, y, distances, weight, tau, epsilon=0.05, iterations=10):
+    rest = [c for c in range(len(student)) if c != y]
+    p = softmax([student[c] / tau for c in rest])
+    q = softmax([teacher[c] / tau for c in rest])
+    cost = [[1 - math.exp(-distances[a][b]) + 1e-8 for b in rest] for a in rest]
+    kernel = [[math.exp(-c / epsilon) for c in row] for row in cost]
+    n = range(len(rest))
+    u = [1 / len(rest)] * len(rest)
+    for _ in range(iterations):
+        v = [q[j] / sum(kernel[i][j] * u[i] for i in n) for j in n]
+        u = [p[i] / sum(kernel[i][j] * v[j] for j in n) for i in n]
+    transport = sum(u[i] * kernel[i][j] * cost[i][j] * v[j] for i in n for j in n)
+    return -softmax(teacher)[y] * math.log(softmax(student)[y]) + weight * transport
+
+
+def mlkd(student, teacher, target):
+    """Mean over the batch."""
+    rows, classes = range(len(target)), range(len(student[0]))
+    total = sum(kd(s, t, None, tau) for s, t in zip(student, teacher, strict=True) for tau in (2, 3, 4, 5, 6)) / len(
+        rows
+    )
+    for tau in (2, 3, 4, 5, 6):
+        p = [softmax([z / tau for z in row]) for row in student]
+        q = [softmax([z / tau for z in row]) for row in teacher]
+        for i in rows:
+            for j in rows:
+                gap = sum(q[i][c] * q[j][c] - p[i][c] * p[j][c] for c in classes)
+                total += gap**2 / len(rows)
+        for c in classes:
+            for d in classes:
+                gap = sum(q[i][c] * q[i][d] - p[i][c] * p[i][d] for i in rows)
+                total += gap**2 / len(classes)
+    return total
+
+
+NEAR = [[0.0 if a == b else 0.1 + 0.9 * abs(a - b) / 5 for b in range(6)] for a in range(6)]
 NOT_ZERO = "is_zero_at_the_teacher"
+CORRECTS = {NOT_ZERO: "it corrects a wrong answer, so a student that copies the teacher is not done"}
+
 SETTINGS = {
     "KD": Setting(KD(), kd),
     "DKD": Setting(DKD(), dkd),
@@ -142,5 +218,19 @@ SETTINGS = {
     "WeightedSum": Setting(
         WeightedSum([(KD(2.0), 0.5), (DKD(beta=2.0), 3.0)]),
         lambda s, t, y: 0.5 * kd(s, t, y, tau=2.0) + 3.0 * dkd(s, t, y, beta=2.0),
+    ),
+    "CTKD": Setting(CTKD(), ctkd),
+    "MLKD": Setting(
+        MLKD(),
+        batch_reference=mlkd,
+        lacks={"gives_each_sample_a_loss_of_its_own": "batch and class level compare the samples of a batch"},
+    ),
+    "RC": Setting(RC(), lambda s, t, y: rc(s, y), CORRECTS),
+    "RLD": Setting(RLD(), rld, CORRECTS),
+    "SLD": Setting(SLD(), sld, CORRECTS),
+    "WKD": Setting(
+        WKD(weight=20.0, temperature=2.0),
+        lambda s, t, y: wkd(s, t, y, [[float(a != b) for b in range(6)] for a in range(6)], 20.0, 2.0),
+        {NOT_ZERO: "the label's part is a cross-entropy, and entropy blurs the transport"},
     ),
 }

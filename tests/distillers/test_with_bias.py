@@ -1,5 +1,7 @@
 """The strategy around every exported distiller."""
 
+import copy
+
 import pytest
 import torch
 from properties import batch
@@ -81,7 +83,7 @@ def test_a_method_that_reads_no_teacher_is_left_alone(name, mode):
 @every_distiller
 @every_mode
 def test_compiles_once_while_gamma_moves(name, mode):
-    distiller = SETTINGS[name].distiller
+    distiller = copy.deepcopy(SETTINGS[name].distiller)
     compilations = 0
 
     def count(graph, _inputs):

@@ -1,0 +1,129 @@
+"""Multi-level logit distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_biaskd.distillers.base import Distiller
+from lightning_biaskd.distillers.kd import kd_loss
+from lightning_biaskd.outputs import Outputs, at_least_float32
+
+
+def mlkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    keep: Tensor | None = None,
+    temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
+    instance_weight: float = 1.0,
+    batch_weight: float = 1.0,
+    class_weight: float = 1.0,
+) -> Tensor:
+    r"""The loss of each sample at three levels; see :class:`MLKD`.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: (B, C).
+        keep: (B,) bool, the samples that enter the Gram matrices, ``None`` for all.
+        temperatures: τ, several.
+        instance_weight: weight of the instance level.
+        batch_weight: weight of the batch level.
+        class_weight: weight of the class level.
+
+    Returns:
+        (B,)
+
+    Example:
+        Two samples in which the student is undecided. The batch level sees that the teacher tells them apart:
+
+        >>> s, t = torch.zeros(2, 2), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> mlkd_loss(s, t, temperatures=(1.0,), batch_weight=0.0, class_weight=0.0)
+        tensor([0.3278, 0.3278])
+        >>> mlkd_loss(s, t, temperatures=(1.0,), instance_weight=0.0, class_weight=0.0)
+        tensor([0.1682, 0.1682])
+        >>> keep = torch.tensor([True, False])
+        >>> mlkd_loss(s, t, keep, temperatures=(1.0,), instance_weight=0.0, class_weight=0.0)
+        tensor([0.0841, 0.0000])
+    """
+    student, teacher = at_least_float32(student_logits), at_least_float32(teacher_logits)
+    total = torch.zeros_like(student[:, 0])
+    for temperature in temperatures:
+        p_s, p_t = F.softmax(student / temperature, dim=1), F.softmax(teacher / temperature, dim=1)
+        if keep is not None:
+            p_s, p_t = p_s * keep.unsqueeze(1), p_t * keep.unsqueeze(1)
+        batch_level = (p_t @ p_t.T - p_s @ p_s.T).square().sum(1)
+        class_level = (p_t.T @ p_t - p_s.T @ p_s).square().sum() / p_s.shape[1]
+        total = total + instance_weight * kd_loss(student, teacher, temperature)
+        total = total + batch_weight * batch_level + class_weight * class_level
+    return total
+
+
+class MLKD(Distiller):
+    r"""Jin, Wang, Lin, *Multi-Level Logit Distillation*, CVPR 2023.
+
+    With :math:`P_\tau` (B, C) the probabilities of the batch at τ,
+
+    .. math::
+        L = \sum_\tau \Big( \frac{\tau^2}{B} \sum_i \mathrm{KL}(P^T_{\tau i} \,\|\, P^S_{\tau i})
+        + \frac1B \big\|P^T_\tau P_\tau^{T\top} - P^S_\tau P_\tau^{S\top}\big\|_F^2
+        + \frac1C \big\|P_\tau^{T\top} P^T_\tau - P_\tau^{S\top} P^S_\tau\big\|_F^2 \Big)
+
+    the instance, the batch and the class level. Each pair's term of the batch level goes half to either member; the
+    class level, in which samples have no part of their own, goes to all in equal parts. So the mean of the losses is L,
+    and over the kept samples alone it is L of these: with ``keep``, a dropped sample enters no Gram matrix, neither of
+    the teacher nor of the student. Under DDP the matrices are those of each rank's own batch.
+
+    Temperatures and weights follow the authors' code (Jin-Ying/Multi-Level-Logit-Distillation), in which the
+    temperatures are summed, not averaged. Two things of it are not here:
+
+    * It distils a weakly and a strongly augmented view; a batch has one view here. (The second view adds an instance
+      level only: those of batch and class are computed there and not used.)
+    * It masks the samples, and for the class level the classes, on which the teacher is surer than the median. As the
+      losses are averaged before they are masked, nothing is selected: the mask is the factor 1/2 (for even B and C
+      without ties; a little more otherwise). So one view there is ``0.1 CE + 0.9 · L/2``, and ``kd_weight`` is 0.45.
+
+    Args:
+        temperatures: τ, several; a wrong teacher is rectified at their mean, 4 by default.
+        instance_weight: weight of the instance level.
+        batch_weight: weight of the batch level.
+        class_weight: weight of the class level.
+
+    Raises:
+        ValueError: no temperature, or one that is not positive.
+    """
+
+    def __init__(
+        self,
+        temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
+        instance_weight: float = 1.0,
+        batch_weight: float = 1.0,
+        class_weight: float = 1.0,
+    ) -> None:
+        if not temperatures or min(temperatures) <= 0:
+            raise ValueError(f"temperatures must be positive, at least one, got {temperatures}")
+        super().__init__(sum(temperatures) / len(temperatures))
+        self.temperatures = tuple(temperatures)
+        self.instance_weight = instance_weight
+        self.batch_weight = batch_weight
+        self.class_weight = class_weight
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See :class:`Distiller`."""
+        return mlkd_loss(
+            student.logits,
+            teacher.logits,
+            keep,
+            self.temperatures,
+            self.instance_weight,
+            self.batch_weight,
+            self.class_weight,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperatures={self.temperatures}, instance_weight={self.instance_weight}, "
+            f"batch_weight={self.batch_weight}, class_weight={self.class_weight}"
+        )

@@ -1,0 +1,121 @@
+"""Refined logit distillation."""
+
+from torch import Tensor
+
+from lightning_biaskd.distillers.base import Distiller, kl_divergence
+from lightning_biaskd.distillers.dkd import _split
+from lightning_biaskd.outputs import Outputs, at_least_float32
+
+_MASKED = -1e9
+
+
+def rld_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    confidence_temperature: float = 1.0,
+) -> Tensor:
+    r"""The refined loss of each sample; see :class:`RLD`.
+
+    Args:
+        student_logits: (B, C), C at least 2.
+        teacher_logits: (B, C).
+        target: (B,) labels.
+        alpha: weight of the sample confidence.
+        beta: weight of the masked correlation.
+        temperature: τ, of the masked correlation.
+        confidence_temperature: τ', of the sample confidence.
+
+    Returns:
+        (B,)
+
+    Example:
+        The teacher ranks class 1 first and the label second: classes 0 and 1 are masked, so only one is left to
+        correlate, and the student's label must become as sure as the teacher's first class.
+
+        >>> import torch
+        >>> s, t, y = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([0])
+        >>> rld_loss(s, t, y)
+        tensor([0.0167])
+        >>> rld_loss(t.roll(1, 1), t, torch.tensor([2]), alpha=0.0)
+        tensor([0.])
+    """
+    student, teacher = at_least_float32(student_logits), at_least_float32(teacher_logits)
+    student_pair, _ = _split(student / confidence_temperature, target)
+    teacher_pair, _ = _split(teacher / confidence_temperature, teacher.argmax(1))
+    confidence = kl_divergence(student_pair, teacher_pair)
+
+    masked = teacher >= teacher.gather(1, target.unsqueeze(1))
+    correlation = kl_divergence(
+        (student / temperature).masked_fill(masked, _MASKED), (teacher / temperature).masked_fill(masked, _MASKED)
+    )
+    return alpha * confidence_temperature**2 * confidence + beta * temperature**2 * correlation
+
+
+class RLD(Distiller):
+    r"""Sun, Chen, Lyu, Chen, Chen, Wang, *Knowledge Distillation with Refined Logits*, ICCV 2025, arXiv 2408.07703.
+
+    .. math::
+        \ell_i = \alpha\, \tau'^2\, \mathrm{KL}(b^T_i \,\|\, b^S_i) + \beta\, \tau^2\, \mathrm{KL}(m^T_i \,\|\, m^S_i)
+
+    *Sample confidence* compares, at τ', the teacher's distribution :math:`b^T` over (its first class, rest) with the
+    student's :math:`b^S` over (label, rest): the student is to be as sure of the label as the teacher is of whatever it
+    ranks first. *Masked correlation* compares, at τ, the distributions :math:`m` over the classes that the teacher
+    ranks below the label; the label, and every class that the teacher wrongly puts above it or level with it, are left
+    out on both sides. With none left, the second part is zero.
+
+    RLD is itself a corrector: on a wrong sample it already takes nothing from the teacher that contradicts the label.
+    The published method is ``bias=None``. Inside :class:`~lightning_biaskd.bias.BiasStrategy` use ``mode="none"``,
+    which hands over the teacher's answer as it is and only weighs right and wrong samples apart. Any other mode puts
+    the label on top first (``blend`` mostly), so that RLD finds no mistake left to mask.
+
+    The defaults are those of the authors' code (zju-SWJ/RLD), with cross-entropy at weight 1 and a linear warm-up over
+    20 epochs there.
+
+    Args:
+        alpha: weight of the sample confidence.
+        beta: weight of the masked correlation.
+        temperature: τ, of the masked correlation; a wrong teacher, where it is rectified, is rectified at the same.
+        confidence_temperature: τ', of the sample confidence.
+        warmup_epochs: epochs of the linear warm-up.
+
+    Raises:
+        ValueError: a temperature is not positive.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        temperature: float = 4.0,
+        confidence_temperature: float = 1.0,
+        warmup_epochs: int = 20,
+    ) -> None:
+        super().__init__(temperature, warmup_epochs)
+        if confidence_temperature <= 0:
+            raise ValueError(f"confidence_temperature must be positive, got {confidence_temperature}")
+        self.alpha = alpha
+        self.beta = beta
+        self.confidence_temperature = confidence_temperature
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See :class:`Distiller`."""
+        loss = rld_loss(
+            student.logits,
+            teacher.logits,
+            target,
+            self.alpha,
+            self.beta,
+            self.temperature,
+            self.confidence_temperature,
+        )
+        return self.ramp * loss
+
+    def extra_repr(self) -> str:
+        return (
+            f"alpha={self.alpha}, beta={self.beta}, confidence_temperature={self.confidence_temperature}, "
+            f"{super().extra_repr()}"
+        )

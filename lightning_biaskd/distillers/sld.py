@@ -1,0 +1,114 @@
+"""Swapped logit distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_biaskd.bias.rectify import rectify_logits
+from lightning_biaskd.distillers.base import Distiller
+from lightning_biaskd.distillers.kd import kd_loss
+from lightning_biaskd.outputs import Outputs, at_least_float32
+
+
+def sld_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    temperatures: Sequence[float] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
+    pseudo: float | Tensor = 1.0,
+    detach: bool = True,
+) -> Tensor:
+    r"""The loss of each sample against the swapped teacher and the swapped student; see :class:`SLD`.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: (B, C).
+        target: (B,) labels.
+        temperatures: τ, several.
+        pseudo: weight of the swapped student.
+        detach: whether the swapped student is without gradient.
+
+    Returns:
+        (B,)
+
+    Example:
+        >>> s, t, y = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0])
+        >>> sld_loss(s, t, y, temperatures=(1.0,))  # the teacher is wrong and swapped, the student is right
+        tensor([0.0826])
+        >>> sld_loss(-s, -t, y, temperatures=(1.0,))  # the other way round: the student's swap joins
+        tensor([2.5300])
+    """
+    student = at_least_float32(student_logits)
+    swapped_teacher = rectify_logits(teacher_logits, target, "swap", space="logits")
+    swapped_student = rectify_logits(student.detach() if detach else student, target, "swap", space="logits")
+    return torch.stack(
+        [kd_loss(student, swapped_teacher, t) + pseudo * kd_loss(student, swapped_student, t) for t in temperatures]
+    ).sum(0)
+
+
+class SLD(Distiller):
+    r"""Limantoro, Lin, Wang, Tsai, Shuai, Huang, Cheng, *Swapped Logit Distillation via Bi-level Teacher Alignment*.
+
+    Multimedia Systems 2025, arXiv 2504.20108.
+
+    .. math::
+        \ell_i = \sum_{\tau=1}^{6} \tau^2 \big(\mathrm{KL}(\mathrm{softmax}(\tilde z^T_i/\tau) \,\|\, q_{i\tau})
+        + [e > 150]\, \mathrm{KL}(\mathrm{softmax}(\tilde z^S_i/\tau) \,\|\, q_{i\tau})\big), \qquad
+        q_{i\tau} = \mathrm{softmax}(z^S_i/\tau)
+
+    where :math:`\tilde z` are logits whose label, if not first, has changed places with the first class, and e is the
+    epoch, from 1. The swapped student is a second, pseudo teacher; where the student is right it teaches nothing.
+
+    Temperatures, epoch and weights (0.1 for cross-entropy, 0.9 here) are those of the authors' code
+    (StephenEkaputra/Swapped-Logit-Distillation). That code sums the loss of a weakly and of a strongly augmented view;
+    a batch has one view here, so theirs is this loss once for each. It also lets gradient flow through the swapped
+    student, which ``detach=False`` reproduces: the loss is the same, its gradient is not.
+
+    SLD is itself a corrector, and its first half is rectification by ``swap``. The published method is ``bias=None``.
+    Inside :class:`~lightning_biaskd.bias.BiasStrategy` use ``mode="none"``, which only weighs right and wrong samples
+    apart, or ``"swap"``, which gives the same, as a swapped answer is right and stays. Other modes hand over an answer
+    in which SLD finds nothing to swap (``blend`` mostly), and so replace its correction by theirs.
+
+    Args:
+        temperatures: τ, several, their losses summed; a wrong teacher, where it is rectified, is rectified at their
+            mean.
+        pseudo_epochs: epochs before the swapped student joins. A distiller that was told no epoch has it joined.
+        detach: whether the swapped student is without gradient.
+
+    Attributes:
+        pseudo: buffer, weight of the swapped student, 0 or 1.
+
+    Raises:
+        ValueError: no temperature, or one that is not positive.
+    """
+
+    pseudo: Tensor
+
+    def __init__(
+        self,
+        temperatures: Sequence[float] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
+        pseudo_epochs: int = 150,
+        detach: bool = True,
+    ) -> None:
+        if not temperatures or min(temperatures) <= 0:
+            raise ValueError(f"temperatures must be positive, at least one, got {temperatures}")
+        super().__init__(sum(temperatures) / len(temperatures))
+        self.temperatures = tuple(temperatures)
+        self.pseudo_epochs = pseudo_epochs
+        self.detach = detach
+        self.register_buffer("pseudo", torch.tensor(1.0), persistent=False)
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See :class:`Distiller`."""
+        return sld_loss(student.logits, teacher.logits, target, self.temperatures, self.pseudo, self.detach)
+
+    def set_epoch(self, epoch: int) -> None:
+        """See :class:`Distiller`."""
+        super().set_epoch(epoch)
+        self.pseudo.fill_(float(epoch >= self.pseudo_epochs))
+
+    def extra_repr(self) -> str:
+        return f"temperatures={self.temperatures}, pseudo_epochs={self.pseudo_epochs}, detach={self.detach}"
