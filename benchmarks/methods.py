@@ -44,7 +44,7 @@ def accuracy(method: Path, bias: str, seed: int, epochs: int) -> float:
         words = [word for file in files for word in ("-c", str(file))]
         main(["fit", *words, *(f"--{key}={value}" for key, value in options.items())])
         (metrics,) = Path(folder).rglob("metrics.csv")
-        rows = list(csv.DictReader(metrics.open()))
+        rows = list(csv.DictReader(metrics.read_text().splitlines()))
     return 100 * next(float(row["test/acc1"]) for row in rows if row.get("test/acc1"))
 
 
@@ -73,12 +73,12 @@ def run() -> None:
         lines.append(f"| {method.stem} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     head = (
-        f"Digits, the quickstart's pair, {args.epochs} epochs, last epoch, test top-1 in % (mean ± standard deviation of "
-        f"seeds {', '.join(map(str, args.seeds))}); teacher 94.44.\n`paper`: blend, group, complement. `ramp`: swap, "
-        "batch, ramp.\n\n"
+        f"Digits, the quickstart's pair, {args.epochs} epochs, last epoch, test top-1 in % (mean ± standard deviation "
+        f"of seeds {', '.join(map(str, args.seeds))}); teacher 94.44.\n`paper`: blend, group, complement. "
+        "`ramp`: swap, batch, ramp.\n\n"
         f"`python benchmarks/methods.py --seeds {' '.join(map(str, args.seeds))} --epochs {args.epochs}`, "
-        f"{(time.time() - start) / 60:.0f} minutes on {torch.get_num_threads()} CPU threads, torch {torch.__version__}, "
-        f"lightning {lightning.__version__}, Python {platform.python_version()}.\n\n"
+        f"{(time.time() - start) / 60:.0f} minutes on {torch.get_num_threads()} CPU threads, "
+        f"torch {torch.__version__}, lightning {lightning.__version__}, Python {platform.python_version()}.\n\n"
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(head + "\n".join(lines) + "\n")

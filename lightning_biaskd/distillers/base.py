@@ -82,11 +82,16 @@ class Distiller(nn.Module):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
-        self.temperature = temperature
+        self._tau = temperature
         self.warmup_epochs = warmup_epochs
         # a tensor, because a float attribute that changes would recompile the step; a pure function of the epoch, so
         # no part of the checkpoint
         self.register_buffer("ramp", torch.tensor(1.0), persistent=False)
+
+    @property
+    def temperature(self) -> float:
+        """τ, at which the method compares teacher and student."""
+        return self._tau
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """The method's loss.

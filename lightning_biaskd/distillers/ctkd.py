@@ -102,14 +102,10 @@ class CTKD(Distiller):
         self.theta = nn.Parameter(torch.tensor(1.0))
         self.register_buffer("strength", torch.tensor(1.0), persistent=False)
 
-    @property  # type: ignore[override]  # learned: a tensor, where others have a number
-    def temperature(self) -> Tensor:
+    @property
+    def temperature(self) -> Tensor:  # type: ignore[override]  # learned: a tensor, where others have a number
         """τ as it stands, without gradient."""
         return self._temperature(self.theta.detach())
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        """Ignored: the base class sets a fixed one."""
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""

@@ -59,12 +59,17 @@ class LogitStandardization(Distiller):
         inner = KD(2.0) if distiller is None else distiller
         if next(inner.terms())[0] is not inner:
             raise ValueError("LogitStandardization wraps one method: in a sum, wrap each part")
-        super().__init__(inner.temperature)
+        super().__init__()
         self.distiller = inner
         self.weight = weight
         self.layers = inner.layers
         self.rectifiable = inner.rectifiable
         self.reads_teacher = inner.reads_teacher
+
+    @property
+    def temperature(self) -> float:
+        """The inner method's τ."""
+        return self.distiller.temperature
 
     def set_epoch(self, epoch: int) -> None:
         """See :class:`Distiller`; the inner method is told."""
