@@ -189,3 +189,20 @@ def test_missing_data_are_one_line_with_folder_flag_and_source(tmp_path, module,
     assert "set data.root" in message
     assert source in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("module", [FashionMNISTDataModule, CIFAR10DataModule, CIFAR100DataModule])
+def test_data_are_fetched_only_if_asked_for(monkeypatch, module):
+    fetched = []
+
+    def fetch(root, **kwargs):
+        fetched.append((root, kwargs))
+
+    if module is FashionMNISTDataModule:
+        monkeypatch.setattr("lightning_biaskd.data.fashion_mnist.FashionMNIST", fetch)
+    else:
+        monkeypatch.setattr(module, "files", staticmethod(fetch))
+    module("here").prepare_data()
+    assert not fetched
+    module("here", download=True).prepare_data()
+    assert fetched == [("here", {"download": True})]
