@@ -37,7 +37,7 @@ def test_docstring_examples():
 def test_readme_python(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[number]
-    quick = code.replace("max_epochs=60", "max_epochs=1").replace("epochs = 60", "epochs = 2")
+    quick = code.replace("max_epochs=60", "max_epochs=1").replace("(3, (16,)))], 60", "(3, (16,)))], 2")
     exec(compile(quick, f"README block {number}", "exec"), {"__name__": "readme"})
 
 
