@@ -150,7 +150,7 @@ class BiasStrategy(nn.Module):
             used = self.mode != "drop"
             if self.mode != "drop" and self.mode != "none":
                 corrected = rectify_logits(teacher.logits, target, self.mode, term.temperature, self.space)
-                teacher = teacher._replace(logits=corrected)
+                teacher = Outputs(corrected, *teacher[1:])
         return term(student, teacher, target, None if used else right), used
 
     def _count(self, right: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -77,8 +77,8 @@ class LogitStandardization(Distiller):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        student = student._replace(logits=standardize(student.logits))
-        teacher = teacher._replace(logits=standardize(teacher.logits))
+        student = Outputs(standardize(student.logits), *student[1:])
+        teacher = Outputs(standardize(teacher.logits), *teacher[1:])
         loss: Tensor = self.distiller(student, teacher, target, keep)
         return self.weight * loss
 
