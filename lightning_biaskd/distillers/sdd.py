@@ -52,8 +52,8 @@ class SDD(Distiller):
 
     The defaults are those of the authors' code (shicaiwei123/SDD-CVPR2024, the example in its README): DKD as
     published, with cross-entropy at weight 1. With ``KD()`` inside, cross-entropy has weight 0.1 there, and this loss
-    0.9. For resnet32x4→resnet8x4 the scripts take the scales 1 and 2 only; on ImageNet DKD has β = 0.5, τ = 1 and no warm-up,
-    and the last map is ``layer4``.
+    0.9. For resnet32x4→resnet8x4 the scripts take the scales 1 and 2 only; on ImageNet DKD has
+    β = 0.5, τ = 1 and no warm-up, and the last map is ``layer4``.
 
     The published method is ``bias=None``. As it reads features, :class:`~lightning_biaskd.bias.BiasStrategy` eliminates
     the samples that the teacher gets wrong as a whole. It doesn't rectify the cells: one may show only background, or a
