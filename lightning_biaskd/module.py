@@ -307,8 +307,8 @@ class DistillationModule(ClassificationModule):
         network = teacher.model if isinstance(teacher, FrozenTeacher) else teacher
         if {id(p) for p in network.parameters()} & {id(p) for p in student.parameters()}:
             raise UserError("teacher and student share parameters: give the teacher a network of its own")
-        self.teacher = FrozenTeacher(network, teacher_weights, distiller.layers)
-        self._tap = FeatureTap(student, distiller.layers)
+        self.teacher = FrozenTeacher(network, teacher_weights, distiller.layers, distiller.head)
+        self._tap = FeatureTap(student, distiller.layers, distiller.head)
 
     @property
     def student(self) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +19,13 @@ class Outputs(NamedTuple):
         logits: (B, C) class scores.
         features: by layer name, (B, D, H, W) maps or (B, N, D) tokens.
         embedding: (B, D), what the classifier reads.
+        head: the classifier, (N, D) to logits (N, C).
     """
 
     logits: Tensor
     features: Mapping[str, Tensor] = {}
     embedding: Tensor | None = None
+    head: Callable[[Tensor], Tensor] | None = None
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -57,6 +59,7 @@ class FeatureTap:
     Args:
         model: any network.
         layers: names as in ``model.named_modules()``. With none, no hook is set and nothing is paid.
+        head: name of the classifier, handed out with the outputs; ``None`` for none.
 
     Raises:
         UserError: a layer does not exist; the line lists near names.
@@ -68,15 +71,19 @@ class FeatureTap:
         (torch.Size([5, 2]), torch.Size([5, 3]))
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str] = ()) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[str] = (), head: str | None = None) -> None:
         self.model = model
         self._seen: dict[str, Tensor] = {}
-        modules = dict(model.named_modules())
         for name in layers:
-            if name not in modules:
-                near = difflib.get_close_matches(name, modules, n=5, cutoff=0.4) or list(modules)[1:6]
-                raise UserError(f"{type(model).__name__} has no layer {name!r}; near names: {', '.join(near)}")
-            self._hook(name, modules[name])
+            self._hook(name, self._find(name))
+        self._head = None if head is None else self._find(head)
+
+    def _find(self, name: str) -> nn.Module:
+        modules: dict[str, nn.Module] = dict(self.model.named_modules())
+        if name not in modules:
+            near = difflib.get_close_matches(name, modules, n=5, cutoff=0.4) or list(modules)[1:6]
+            raise UserError(f"{type(self.model).__name__} has no layer {name!r}; near names: {', '.join(near)}")
+        return modules[name]
 
     def _hook(self, name: str, module: nn.Module) -> None:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -88,6 +95,5 @@ class FeatureTap:
         """Runs the network on ``image`` (B, …) and returns its :class:`Outputs`."""
         answer = self.model(image)
         features, self._seen = self._seen, {}
-        if isinstance(answer, Outputs):
-            return answer
-        return Outputs(logits_of(answer), features)
+        outputs = answer if isinstance(answer, Outputs) else Outputs(logits_of(answer), features)
+        return outputs if self._head is None else outputs._replace(head=self._head)

@@ -28,6 +28,8 @@ class FrozenTeacher(nn.Module):
         weights: where to load its weights from (see :func:`~lightning_biaskd.models.weights.load_weights`);
             ``None`` takes the network as it is.
         layers: names of layers whose output a feature distiller reads.
+        head: name of the classifier, if a distiller applies it; its parameters are frozen, so that on the teacher's
+            features it records no graph either.
 
     Attributes:
         model: the network itself.
@@ -43,12 +45,14 @@ class FrozenTeacher(nn.Module):
 
     model: nn.Module
 
-    def __init__(self, model: nn.Module, weights: str | None = None, layers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, weights: str | None = None, layers: Sequence[str] = (), head: str | None = None
+    ) -> None:
         super().__init__()
         if weights is not None:
             load_weights(model, weights)
         self.__dict__["model"] = model.requires_grad_(False).eval()  # past nn.Module's registration, on purpose
-        self._tap = FeatureTap(model, layers)
+        self._tap = FeatureTap(model, layers, head)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -1,4 +1,7 @@
-"""What a logit distiller satisfies unless its setting says what it lacks; each takes a distiller and asserts."""
+"""What a distiller satisfies unless its setting says what it lacks; each takes a distiller and asserts.
+
+``outputs`` makes a network's Outputs of its logits (B, C), row by row: alone, or with features that they determine.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -13,69 +16,69 @@ def batch(rows=8, classes=6, shift=0.0):
     return student, teacher, target
 
 
-def has_one_loss_per_sample(distiller):
+def has_one_loss_per_sample(distiller, outputs=Outputs):
     for rows in (8, 1):
         student, teacher, target = batch(rows)
-        losses = distiller(Outputs(student), Outputs(teacher), target)
+        losses = distiller(outputs(student), outputs(teacher), target)
         assert losses.shape == (rows,)
         assert losses.isfinite().all()
 
 
-def is_zero_at_the_teacher(distiller):
+def is_zero_at_the_teacher(distiller, outputs=Outputs):
     _, teacher, target = batch()
     torch.testing.assert_close(
-        distiller(Outputs(teacher), Outputs(teacher), target), torch.zeros(8, dtype=torch.float64), rtol=0, atol=1e-10
+        distiller(outputs(teacher), outputs(teacher), target), torch.zeros(8, dtype=torch.float64), rtol=0, atol=1e-10
     )
 
 
-def permutes_with_the_batch(distiller):
+def permutes_with_the_batch(distiller, outputs=Outputs):
     student, teacher, target = batch()
     order = torch.randperm(8)
-    losses = distiller(Outputs(student), Outputs(teacher), target)
-    permuted = distiller(Outputs(student[order]), Outputs(teacher[order]), target[order])
+    losses = distiller(outputs(student), outputs(teacher), target)
+    permuted = distiller(outputs(student[order]), outputs(teacher[order]), target[order])
     torch.testing.assert_close(permuted, losses[order])
 
 
-def gives_each_sample_a_loss_of_its_own(distiller):
+def gives_each_sample_a_loss_of_its_own(distiller, outputs=Outputs):
     student, teacher, target = batch()
-    losses = distiller(Outputs(student), Outputs(teacher), target)
-    part = distiller(Outputs(student[:3]), Outputs(teacher[:3]), target[:3])
+    losses = distiller(outputs(student), outputs(teacher), target)
+    part = distiller(outputs(student[:3]), outputs(teacher[:3]), target[:3])
     torch.testing.assert_close(part, losses[:3])
 
 
-def uses_no_dropped_teacher_row(distiller):
+def uses_no_dropped_teacher_row(distiller, outputs=Outputs):
     student, teacher, target = batch()
     keep = torch.tensor([True, False] * 4)
     seen = []
     for rows in (teacher, torch.where(keep[:, None], teacher, -5 * teacher.flip(1))):
         leaf = student.clone().requires_grad_()
-        losses = torch.where(keep, distiller(Outputs(leaf), Outputs(rows), target, keep), 0)
+        losses = torch.where(keep, distiller(outputs(leaf), outputs(rows), target, keep), 0)
         losses.sum().backward()
         assert (leaf.grad[~keep] == 0).all()
         seen.append((losses.detach(), leaf.grad))
     torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
 
 
-def reaches_only_the_student(distiller):
+def reaches_only_the_student(distiller, outputs=Outputs):
     student, teacher, target = batch()
     student.requires_grad_()
-    distiller(Outputs(student), Outputs(teacher), target).mean().backward()
+    distiller(outputs(student), outputs(teacher), target).mean().backward()
     assert student.grad.abs().sum() > 0
     assert not teacher.requires_grad
 
 
-def equals_plain_under_a_teacher_that_is_right(distiller):
+def equals_plain_under_a_teacher_that_is_right(distiller, outputs=Outputs):
     student, teacher, target = batch(shift=30.0)
-    plain = distiller(Outputs(student), Outputs(teacher), target).mean()
+    plain = distiller(outputs(student), outputs(teacher), target).mean()
     for mode in ("swap", "blend", "onehot", "revise", "none", "drop"):
         for normalize in ("group", "batch"):
-            loss = BiasStrategy(mode, normalize)(distiller, Outputs(student), Outputs(teacher), target)
+            loss = BiasStrategy(mode, normalize)(distiller, outputs(student), outputs(teacher), target)
             torch.testing.assert_close(loss.total, plain)  # γ is 0
 
 
-def is_finite_at_extreme_logits(distiller):
+def is_finite_at_extreme_logits(distiller, outputs=Outputs):
     student = (torch.randn(4, 5) * 1e4).requires_grad_()
-    distiller(Outputs(student), Outputs(torch.randn(4, 5) * 1e4), torch.arange(4)).mean().backward()
+    distiller(outputs(student), outputs(torch.randn(4, 5) * 1e4), torch.arange(4)).mean().backward()
     assert student.grad.isfinite().all()
 
 

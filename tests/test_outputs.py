@@ -52,3 +52,13 @@ def test_an_unknown_layer_lists_near_names():
     net.add_module("layer2", nn.Linear(2, 2))
     with pytest.raises(UserError, match="has no layer 'layer3'; near names: .*layer2"):
         FeatureTap(net, ["layer3"])
+
+
+def test_the_head_is_the_layer_itself_and_handed_out_only_when_named():
+    net = network()
+    outputs = FeatureTap(net, ["4"], head="5")(IMAGE)
+    torch.testing.assert_close(outputs.head(outputs.features["4"]), outputs.logits)
+    assert FeatureTap(net)(IMAGE).head is None
+    assert FeatureTap(Answers(Outputs), head="")(IMAGE).head is not None
+    with pytest.raises(UserError, match="has no layer 'fc'"):
+        FeatureTap(net, head="fc")

@@ -5,6 +5,8 @@ from tiny import TinyData, network, snapshot, unchanged
 from torch import nn
 
 from lightning_biaskd import BiasStrategy, DistillationModule, FrozenTeacher, UserError
+from lightning_biaskd.distillers import SDD
+from lightning_biaskd.models import resnet8
 
 
 def test_the_teacher_is_bit_equal_after_a_fit_and_in_no_checkpoint(trainer, tmp_path):
@@ -82,5 +84,34 @@ def test_compiles_with_the_student_and_the_strategy():
     image, target = torch.randn(8, 1, 6, 6), torch.arange(8) % 6
     module.eval()
     torch._dynamo.reset()
+    compiled = torch.compile(step, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(image, target), step(image, target))
+
+
+def pair_with_a_head():
+    module = DistillationModule(resnet8(6, 1), resnet8(6, 1), SDD(), bias=None)
+    return module, torch.randn(8, 1, 8, 8), torch.arange(8) % 6
+
+
+def test_the_heads_are_applied_where_they_are_and_owned_once():
+    module, image, target = pair_with_a_head()
+    before = snapshot(module.teacher.model)
+    module.distillation_loss(module._tap(image), module.teacher(image), target)[0].backward()
+    assert module.student.fc.weight.grad.any()
+    teacher = module.teacher(image)
+    assert teacher.head(teacher.features["layer3"].mean((2, 3))).grad_fn is None
+    assert unchanged(before, module.teacher.model)
+    assert all(p.grad is None for p in module.teacher.model.parameters())
+    assert set(module.state_dict()) == {f"model.{name}" for name in module.student.state_dict()}
+
+
+def test_compiles_with_the_heads():
+    module, image, target = pair_with_a_head()
+    module.eval()
+    torch._dynamo.reset()
+
+    def step(image, target):
+        return module.distiller(module._tap(image), module.teacher(image), target)
+
     compiled = torch.compile(step, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(image, target), step(image, target))

@@ -11,6 +11,7 @@ from lightning_biaskd.distillers.nkd import NKD, nkd_loss
 from lightning_biaskd.distillers.norm_kd import NormKD, norm_kd_loss
 from lightning_biaskd.distillers.rc import RC, rc_loss
 from lightning_biaskd.distillers.rld import RLD, rld_loss
+from lightning_biaskd.distillers.sdd import SDD, cell_logits
 from lightning_biaskd.distillers.sld import SLD, sld_loss
 from lightning_biaskd.distillers.teacher_free import (
     LabelSmoothing,
@@ -32,6 +33,7 @@ __all__ = [
     "NKD",
     "RC",
     "RLD",
+    "SDD",
     "SLD",
     "TTM",
     "WKD",
@@ -43,6 +45,7 @@ __all__ = [
     "NormKD",
     "TeacherFree",
     "WeightedSum",
+    "cell_logits",
     "class_distances",
     "ctkd_loss",
     "dist_loss",

@@ -57,6 +57,7 @@ class Distiller(nn.Module):
 
     Attributes:
         layers: names of the features that the method reads.
+        head: name of the classifier, of student and teacher alike, if the method applies it itself.
         rectifiable: whether it reads the teacher's logits, so that rectified ones may be handed over. The wrong samples
             of any other method are eliminated.
         reads_teacher: whether it reads the teacher at all; a method that doesn't has no bias to eliminate, so it keeps
@@ -74,6 +75,7 @@ class Distiller(nn.Module):
     """
 
     layers: tuple[str, ...] = ()
+    head: str | None = None
     rectifiable: bool = True
     reads_teacher: bool = True
     ramp: Tensor

@@ -63,6 +63,7 @@ class LogitStandardization(Distiller):
         self.distiller = inner
         self.weight = weight
         self.layers = inner.layers
+        self.head = inner.head
         self.rectifiable = inner.rectifiable
         self.reads_teacher = inner.reads_teacher
 

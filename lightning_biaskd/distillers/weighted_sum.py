@@ -21,7 +21,7 @@ class WeightedSum(Distiller):
         parts: methods with their weights.
 
     Raises:
-        ValueError: no parts.
+        ValueError: no parts, or parts that name different heads.
 
     Example:
         >>> from lightning_biaskd.distillers import DKD, KD
@@ -37,6 +37,10 @@ class WeightedSum(Distiller):
         self.parts = nn.ModuleList(part for part, _ in parts)
         self.weights = tuple(weight for _, weight in parts)
         self.layers = tuple(dict.fromkeys(name for part, _ in self.terms() for name in part.layers))
+        heads = {part.head for part, _ in self.terms()} - {None}
+        if len(heads) > 1:
+            raise ValueError(f"the parts name different heads: {', '.join(map(repr, sorted(map(str, heads))))}")
+        self.head = next(iter(heads), None)
         self.rectifiable = any(part.rectifiable for part, _ in self.terms())
 
     def terms(self) -> Iterator[tuple[Distiller, float]]:

@@ -1,10 +1,14 @@
 """Every exported distiller with the arguments that it is tested with, and an independent slow reference."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
+
+from lightning_biaskd import Outputs
 from lightning_biaskd.distillers import (
     CTKD,
     DIST,
@@ -14,6 +18,7 @@ from lightning_biaskd.distillers import (
     NKD,
     RC,
     RLD,
+    SDD,
     SLD,
     TTM,
     WKD,
@@ -33,13 +38,15 @@ class Setting(NamedTuple):
 
     ``reference(s, t, y)`` is the loss of one sample, ``batch_reference(S, T, Y)`` the mean loss of a batch, for methods
     that have no other; one of them is given. ``lacks`` names the properties of `properties.py` that do not hold, each
-    with the reason, as ``{property: why}``; a test fails if one of them does hold.
+    with the reason, as ``{property: why}``; a test fails if one of them does hold. ``outputs`` makes a
+    network's Outputs of its logits, see `properties.py`.
     """
 
     distiller: Distiller
     reference: Callable[..., float] | None = None
     lacks: Mapping[str, str] = {}
     batch_reference: Callable[..., float] | None = None
+    outputs: Callable[[torch.Tensor], Outputs] = Outputs
 
 
 def softmax(values):
@@ -167,6 +174,40 @@ def wkd(student, teacher, y, distances, weight, tau, epsilon=0.05, iterations=10
     return -softmax(teacher)[y] * math.log(softmax(student)[y]) + weight * transport
 
 
+def gain(c, h, w):
+    """By how much the cell (h, w) of an 8x8 map has more or less of class c than the whole image."""
+    return 1 + 1.5 * math.sin(1 + 2 * c + math.pi / 4 * (h + 3 * w))
+
+
+def same(rows):
+    return rows
+
+
+def mapped(logits):
+    """Outputs with a map whose mean is the logits, and a classifier that hands it on."""
+    c, side = torch.arange(logits.shape[1])[:, None, None], torch.arange(8)
+    gains = 1 + 1.5 * torch.sin(1 + 2 * c + math.pi / 4 * (side[:, None] + 3 * side).double())
+    return Outputs(logits, {"layer3": logits[:, :, None, None] * gains.to(logits.dtype)}, head=same)
+
+
+def sdd(student, teacher, y, inner, scales=(1, 2, 4)):
+    total, cells = 0.0, 0
+    right = teacher[y] == max(teacher)
+    for scale in scales:
+        side = 8 // scale
+        for top, left in itertools.product(range(0, 8, side), repeat=2):
+            s, t = (
+                [
+                    z * statistics.fmean(gain(c, top + i, left + j) for i in range(side) for j in range(side))
+                    for c, z in enumerate(row)
+                ]
+                for row in (student, teacher)
+            )
+            total += (1 if (t[y] == max(t)) == right else 2) * inner(s, t, y)
+            cells += 1
+    return total / cells
+
+
 def mlkd(student, teacher, target):
     """Mean over the batch."""
     rows, classes = range(len(target)), range(len(student[0]))
@@ -227,6 +268,7 @@ SETTINGS = {
     ),
     "RC": Setting(RC(), lambda s, t, y: rc(s, y), CORRECTS),
     "RLD": Setting(RLD(), rld, CORRECTS),
+    "SDD": Setting(SDD(), lambda s, t, y: sdd(s, t, y, dkd), outputs=mapped),
     "SLD": Setting(SLD(), sld, CORRECTS),
     "WKD": Setting(
         WKD(weight=20.0, temperature=2.0),

@@ -26,9 +26,9 @@ def test_property(name, prop):
     setting = SETTINGS[name]
     if prop.__name__ in setting.lacks:
         with pytest.raises(AssertionError):
-            prop(setting.distiller)
+            prop(setting.distiller, setting.outputs)
     else:
-        prop(setting.distiller)
+        prop(setting.distiller, setting.outputs)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -41,7 +41,7 @@ def test_equals_the_slow_reference(name):
     setting = SETTINGS[name]
     student, teacher, target = batch(rows=20)
     rows = student.tolist(), teacher.tolist(), target.tolist()
-    actual = setting.distiller(Outputs(student), Outputs(teacher), target)
+    actual = setting.distiller(setting.outputs(student), setting.outputs(teacher), target)
     if setting.reference:
         expected = [setting.reference(s, t, y) for s, t, y in zip(*rows, strict=True)]
     else:
@@ -52,7 +52,8 @@ def test_equals_the_slow_reference(name):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_half_precision_is_lifted(name):
     student, teacher, target = batch()
-    losses = SETTINGS[name].distiller(Outputs(student.bfloat16()), Outputs(teacher.bfloat16()), target)
+    distiller, outputs = SETTINGS[name].distiller, SETTINGS[name].outputs
+    losses = distiller(outputs(student.bfloat16()), outputs(teacher.bfloat16()), target)
     assert losses.dtype == torch.float32
 
 

@@ -7,7 +7,7 @@ import torch
 from properties import batch
 from settings import SETTINGS
 
-from lightning_biaskd import BiasStrategy, Outputs
+from lightning_biaskd import BiasStrategy
 from lightning_biaskd.bias import partition
 
 MODES = ("swap", "blend", "onehot", "revise", "none", "drop")
@@ -21,9 +21,10 @@ def strategy(mode, gamma=0.3, **kwargs):
     return bias
 
 
-def outputs(rows=8, shift=0.0):
+def outputs(name, rows=8, shift=0.0):
     student, teacher, target = batch(rows, shift=shift)
-    return Outputs(student.requires_grad_()), Outputs(teacher), target
+    make = SETTINGS[name].outputs
+    return make(student.requires_grad_()), make(teacher), target
 
 
 @every_distiller
@@ -32,7 +33,7 @@ def outputs(rows=8, shift=0.0):
 @pytest.mark.parametrize(("rows", "shift"), [(8, 0.0), (8, 30.0), (8, -30.0), (1, 30.0), (1, -30.0)])
 def test_is_finite_and_reaches_the_student_and_what_the_method_learns(name, mode, normalize, rows, shift):
     distiller = SETTINGS[name].distiller
-    student, teacher, target = outputs(rows, shift)
+    student, teacher, target = outputs(name, rows, shift)
     loss = strategy(mode, normalize=normalize)(distiller, student, teacher, target)
     assert all(value.isfinite() for value in loss)
     leaves = [student.logits, *distiller.parameters()]
@@ -46,7 +47,7 @@ def test_is_finite_and_reaches_the_student_and_what_the_method_learns(name, mode
 @every_mode
 def test_all_right_is_the_plain_method(name, mode):
     distiller = SETTINGS[name].distiller
-    student, teacher, target = outputs(shift=30.0)
+    student, teacher, target = outputs(name, shift=30.0)
     loss = strategy(mode)(distiller, student, teacher, target)
     torch.testing.assert_close(loss.right, distiller(student, teacher, target).mean().detach())
     assert loss.rectified == 0
@@ -57,7 +58,7 @@ def test_all_right_is_the_plain_method(name, mode):
 @every_distiller
 def test_dropped_samples_add_nothing(name):
     distiller = SETTINGS[name].distiller
-    student, teacher, target = outputs()
+    student, teacher, target = outputs(name)
     wrong = ~partition(teacher.logits, target)
     assert wrong.any()
     assert not wrong.all()
@@ -65,7 +66,7 @@ def test_dropped_samples_add_nothing(name):
     (gradient,) = torch.autograd.grad(loss.total, [student.logits])
     if distiller.reads_teacher:
         assert (gradient[wrong] == 0).all()
-        other = Outputs(torch.where(wrong[:, None], 2 * teacher.logits, teacher.logits))
+        other = SETTINGS[name].outputs(torch.where(wrong[:, None], 2 * teacher.logits, teacher.logits))
         assert strategy("drop")(distiller, student, other, target).total == loss.total
     else:
         assert (gradient[wrong] != 0).any()
@@ -75,7 +76,7 @@ def test_dropped_samples_add_nothing(name):
 @every_mode
 def test_a_method_that_reads_no_teacher_is_left_alone(name, mode):
     distiller = SETTINGS[name].distiller
-    student, teacher, target = outputs()
+    student, teacher, target = outputs(name)
     loss = strategy(mode)(distiller, student, teacher, target)
     torch.testing.assert_close(loss.total, distiller(student, teacher, target).mean())
 
@@ -93,10 +94,12 @@ def test_compiles_once_while_gamma_moves(name, mode):
 
     torch._dynamo.reset()
     bias = BiasStrategy(mode).double()
-    step = torch.compile(lambda *args: bias(distiller, *args), backend=count, fullgraph=True)
+    make = SETTINGS[name].outputs
+    step = torch.compile(lambda s, t, y: bias(distiller, make(s), make(t), y), backend=count, fullgraph=True)
     for epoch, gamma in enumerate((0.0, 0.4, 1.0)):
-        student, teacher, target = outputs()
+        student, teacher, target = outputs(name)
         bias.gamma.fill_(gamma)
         distiller.set_epoch(epoch)
-        torch.testing.assert_close(step(student, teacher, target), bias(distiller, student, teacher, target))
+        actual = step(student.logits, teacher.logits, target)
+        torch.testing.assert_close(actual, bias(distiller, student, teacher, target))
     assert compilations == 1

@@ -1,0 +1,67 @@
+"""What SDD does beyond the common properties."""
+
+import pytest
+import torch
+from properties import batch
+from settings import dkd, kd, mapped, sdd
+
+from lightning_biaskd import DKD, KD, Outputs, UserError, WeightedSum
+from lightning_biaskd.distillers import DIST, SDD, LabelSmoothing, LogitStandardization
+
+
+def rows(distiller):
+    student, teacher, target = batch(rows=20)
+    expected = zip(student.tolist(), teacher.tolist(), target.tolist(), strict=True)
+    return distiller(mapped(student), mapped(teacher), target), list(expected)
+
+
+@pytest.mark.parametrize(("inner", "reference"), [(KD(), kd), (DKD(beta=2.0), lambda s, t, y: dkd(s, t, y, beta=2.0))])
+def test_two_scales_equal_the_slow_reference(inner, reference):
+    actual, expected = rows(SDD(inner, scales=(1, 2)))
+    slow = [sdd(s, t, y, reference, scales=(1, 2)) for s, t, y in expected]
+    torch.testing.assert_close(actual, torch.tensor(slow, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_one_scale_is_the_inner_method():
+    student, teacher, target = batch()
+    actual = SDD(DIST(), scales=(1,))(mapped(student), mapped(teacher), target)
+    torch.testing.assert_close(actual, DIST()(Outputs(student), Outputs(teacher), target))
+
+
+def test_complementary_cells_count_twice():
+    student, teacher, target = batch(rows=20)
+    once, twice, thrice = (
+        SDD(complementary_weight=w)(mapped(student), mapped(teacher), target) for w in (1.0, 2.0, 3.0)
+    )
+    torch.testing.assert_close(twice - once, thrice - twice)
+    assert (twice > once).any()
+
+
+def test_stands_for_its_inner_method():
+    inner = DKD(temperature=2.0, warmup_epochs=20)
+    outer = SDD(inner, layer="stage", head="classifier")
+    outer.set_epoch(9)
+    assert inner.ramp == 0.5
+    assert (outer.temperature, outer.layers, outer.head) == (2.0, ("stage",), "classifier")
+    assert (outer.rectifiable, outer.reads_teacher) == (False, True)
+    assert not SDD(LabelSmoothing()).reads_teacher
+
+
+def test_those_around_it_name_its_head():
+    both = WeightedSum([(KD(), 1.0), (SDD(), 1.0)])
+    assert (both.layers, both.head, KD().head) == (("layer3",), "fc", None)
+    assert LogitStandardization(SDD()).head == "fc"
+    with pytest.raises(ValueError, match="different heads: 'fc', 'head'"):
+        WeightedSum([(SDD(), 1.0), (SDD(head="head"), 1.0)])
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="reads logits alone"):
+        SDD(SDD())
+    with pytest.raises(ValueError, match="begin with 1"):
+        SDD(scales=(2, 4))
+    logits, target = torch.zeros(2, 3), torch.tensor([0, 1])
+    tokens = Outputs(logits, {"layer3": torch.zeros(2, 3, 4)}, head=torch.nn.Identity())
+    for outputs in (Outputs(logits), tokens, mapped(logits)._replace(head=None)):
+        with pytest.raises(UserError, match="the classifier 'fc'"):
+            SDD()(outputs, outputs, target)
