@@ -63,6 +63,12 @@ def test_files_compose_in_any_order(flip):
     assert (cli.model.bias.balance, cli.model.ce_weight, cli.trainer.max_epochs) == ("ramp", 1.0, 60)
 
 
+def test_a_strong_view_by_flag():
+    cli = instantiate(*COMPLETE.values(), "method/mlkd_two_views.yaml", extra=["--data.strong_view", "true"])
+    assert cli.datamodule.strong_view
+    assert (cli.model.distiller.views, cli.datamodule.batch_size) == (2, 64)
+
+
 def test_plain_distillation_by_file_and_by_flag():
     pair = [COMPLETE["data"], COMPLETE["pair"]]
     assert instantiate(*pair, "bias/none.yaml").model.bias is None

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_biaskd.data.augment import crop_and_flip, random_bits
+from lightning_biaskd.data.augment import crop_and_flip, further_bits, random_bits, strong_view
 from lightning_biaskd.errors import UserError
 
 Split = Literal["train", "test"]
@@ -112,10 +112,13 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not isinstance(batch, Batch):
             return batch
-        image = batch.image
-        if self.augment and self.trainer is not None and self.trainer.training:
-            image = self.augmented(image, random_bits(self.seed, self.trainer.current_epoch, batch.sample))
-        return batch._replace(image=self.normalized(image))
+        if self.trainer is not None and self.trainer.training:
+            batch = self.views(batch, random_bits(self.seed, self.trainer.current_epoch, batch.sample))
+        return batch._replace(image=self.normalized(batch.image))
+
+    def views(self, batch: Batch, bits: Tensor) -> Batch:
+        """What a training step sees of a batch, not yet normalised, drawn by random bits (B,)."""
+        return batch._replace(image=self.augmented(batch.image, bits)) if self.augment else batch
 
     def normalized(self, image: Tensor) -> Tensor:
         """Pixels (B, D, H, W) in 0…255 to floats of about zero mean and unit variance."""
@@ -185,6 +188,14 @@ def collate(samples: Any) -> Batch:
 class InMemoryDataModule(ImageDataModule):
     """Base for data sets that fit in memory: a subclass reads them as uint8 tensors.
 
+    Args:
+        *args: as of :class:`ImageDataModule`.
+        strong_view: adds to every training batch a second, strongly augmented view of each image, see
+            :func:`~lightning_biaskd.data.augment.strong_view`: the batch holds 2B images, the weak views first, and
+            labels and sample numbers twice. As a loss is a mean over the batch, it is the average of the two views'.
+            Published codes sum them, so their weights, that of cross-entropy too, are doubled here.
+        **kwargs: likewise.
+
     Attributes:
         padding: pixels of zero padding before the random crop.
         flip: whether to mirror at random.
@@ -192,6 +203,10 @@ class InMemoryDataModule(ImageDataModule):
 
     padding: ClassVar[int] = 4
     flip: ClassVar[bool] = True
+
+    def __init__(self, *args: Any, strong_view: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.strong_view = strong_view
 
     @abstractmethod
     def read(self, split: Split) -> tuple[Tensor, Tensor]:
@@ -204,6 +219,15 @@ class InMemoryDataModule(ImageDataModule):
     def augmented(self, image: Tensor, bits: Tensor) -> Tensor:
         """See :class:`ImageDataModule`: zero-pad, crop, mirror."""
         return crop_and_flip(image, bits, self.padding, self.flip)
+
+    def views(self, batch: Batch, bits: Tensor) -> Batch:
+        """See :class:`ImageDataModule`; the strong views, if wanted, follow the weak ones. They are cropped anew."""
+        weak = super().views(batch, bits)
+        if not self.strong_view:
+            return weak
+        bits = further_bits(bits)
+        strong = strong_view(self.augmented(batch.image, bits), bits)
+        return Batch(torch.cat([weak.image, strong]), weak.target.repeat(2), weak.sample.repeat(2))
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any]]:
         """See :class:`ImageDataModule`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_biaskd.distillers.base import Distiller
 from lightning_biaskd.distillers.kd import kd_loss
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.outputs import Outputs, at_least_float32
 
 
@@ -77,53 +78,83 @@ class MLKD(Distiller):
     the teacher nor of the student. Under DDP the matrices are those of each rank's own batch.
 
     Temperatures and weights follow the authors' code (Jin-Ying/Multi-Level-Logit-Distillation), in which the
-    temperatures are summed, not averaged. Two things of it are not here:
+    temperatures are summed, not averaged. Three things to know of it:
 
-    * It distils a weakly and a strongly augmented view; a batch has one view here. (The second view adds an instance
-      level only: those of batch and class are computed there and not used.)
     * It masks the samples, and for the class level the classes, on which the teacher is surer than the median. As the
       losses are averaged before they are masked, nothing is selected: the mask is the factor 1/2 (for even B and C
       without ties; a little more otherwise). So one view there is ``0.1 CE + 0.9 · L/2``, and ``kd_weight`` is 0.45.
+    * It distils a weakly and a strongly augmented view, ``strong_view=True`` of our data, and sums the two, where a
+      mean over a batch of both is their average: so weights are doubled here, that of cross-entropy too. The strong
+      view there has no mask, and an instance level only: those of batch and class are computed and not used. Its total
+      is ``ce_weight=0.2, kd_weight=0.9`` with ``views=2, instance_weight=[1, 2], batch_weight=[1, 0],
+      class_weight=[1, 0]``, which is ``configs/method/mlkd_two_views.yaml``.
+    * Its instance level of the strong view takes temperatures 2 and 6 from the weak one. That looks like a slip and is
+      not reproduced.
 
     Args:
         temperatures: τ, several; a wrong teacher is rectified at their mean, 4 by default.
-        instance_weight: weight of the instance level.
-        batch_weight: weight of the batch level.
-        class_weight: weight of the class level.
+        instance_weight: weight of the instance level; a list gives each view its own.
+        batch_weight: weight of the batch level, likewise.
+        class_weight: weight of the class level, likewise.
+        views: how many views of the same images the batch holds, one after the other in equal parts. The Gram matrices
+            are taken within each.
 
     Raises:
-        ValueError: no temperature, or one that is not positive.
+        ValueError: no temperature, or one that is not positive; no view; a list of weights that is not one per view.
+        UserError: in training, a batch that can't be divided into as many views.
     """
 
     def __init__(
         self,
         temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
-        instance_weight: float = 1.0,
-        batch_weight: float = 1.0,
-        class_weight: float = 1.0,
+        instance_weight: float | Sequence[float] = 1.0,
+        batch_weight: float | Sequence[float] = 1.0,
+        class_weight: float | Sequence[float] = 1.0,
+        views: int = 1,
     ) -> None:
         if not temperatures or min(temperatures) <= 0:
             raise ValueError(f"temperatures must be positive, at least one, got {temperatures}")
+        if views < 1:
+            raise ValueError(f"views must be at least 1, got {views}")
         super().__init__(sum(temperatures) / len(temperatures))
         self.temperatures = tuple(temperatures)
-        self.instance_weight = instance_weight
-        self.batch_weight = batch_weight
-        self.class_weight = class_weight
+        self.views = views
+        self.instance_weight = self._per_view("instance_weight", instance_weight)
+        self.batch_weight = self._per_view("batch_weight", batch_weight)
+        self.class_weight = self._per_view("class_weight", class_weight)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        return mlkd_loss(
-            student.logits,
-            teacher.logits,
-            keep,
-            self.temperatures,
-            self.instance_weight,
-            self.batch_weight,
-            self.class_weight,
-        )
+        size, rest = divmod(len(student.logits), self.views)
+        if rest:
+            raise UserError(
+                f"a batch of {len(student.logits)} does not divide into {self.views} views: set data.strong_view to "
+                "true, or views of MLKD to 1"
+            )
+        losses = []
+        for view in range(self.views):
+            part = slice(view * size, (view + 1) * size)
+            losses.append(
+                mlkd_loss(
+                    student.logits[part],
+                    teacher.logits[part],
+                    None if keep is None else keep[part],
+                    self.temperatures,
+                    self.instance_weight[view],
+                    self.batch_weight[view],
+                    self.class_weight[view],
+                )
+            )
+        return torch.cat(losses)
+
+    def _per_view(self, name: str, weight: float | Sequence[float]) -> tuple[float, ...]:
+        weights = tuple(weight) if isinstance(weight, Sequence) else (weight,) * self.views
+        if len(weights) != self.views:
+            raise ValueError(f"{name} must be a number or one for each of {self.views} views, got {weight}")
+        return weights
 
     def extra_repr(self) -> str:
         return (
             f"temperatures={self.temperatures}, instance_weight={self.instance_weight}, "
-            f"batch_weight={self.batch_weight}, class_weight={self.class_weight}"
+            f"batch_weight={self.batch_weight}, class_weight={self.class_weight}, views={self.views}"
         )

@@ -63,9 +63,10 @@ class SLD(Distiller):
     epoch, from 1. The swapped student is a second, pseudo teacher; where the student is right it teaches nothing.
 
     Temperatures, epoch and weights (0.1 for cross-entropy, 0.9 here) are those of the authors' code
-    (StephenEkaputra/Swapped-Logit-Distillation). That code sums the loss of a weakly and of a strongly augmented view;
-    a batch has one view here, so theirs is this loss once for each. It also lets gradient flow through the swapped
-    student, which ``detach=False`` reproduces: the loss is the same, its gradient is not.
+    (StephenEkaputra/Swapped-Logit-Distillation). That code sums the loss of a weakly and of a strongly augmented view.
+    With ``strong_view=True`` of our data both are in the batch, whose mean is their average: so its weights are doubled
+    here, 0.2 for cross-entropy too and 1.8, as in ``configs/method/sld_two_views.yaml``. It also lets gradient flow
+    through the swapped student, which ``detach=False`` reproduces: the loss is the same, its gradient is not.
 
     SLD is itself a corrector, and its first half is rectification by ``swap``. The published method is ``bias=None``.
     Inside :class:`~lightning_biaskd.bias.BiasStrategy` use ``mode="none"``, which only weighs right and wrong samples

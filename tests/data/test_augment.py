@@ -1,7 +1,18 @@
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageEnhance, ImageOps
 
-from lightning_biaskd.data.augment import crop_and_flip, random_bits
+from lightning_biaskd.data.augment import (
+    _GREY_PATCH,
+    _PATCH,
+    _STRONG,
+    crop_and_flip,
+    further_bits,
+    random_bits,
+    strong_view,
+)
 
 
 def test_views_depend_on_seed_epoch_and_index_alone():
@@ -40,3 +51,80 @@ def test_equals_a_slow_reference():
             seen.add((mirrored, top, left))
         assert len(seen) > (2 * padding + 1) ** 2 / 2
         assert views.dtype == torch.uint8
+
+
+def affine(image, *numbers):
+    return image.transform(image.size, Image.Transform.AFFINE, numbers)
+
+
+# what Pillow calls the operations, in the order of ours
+PILLOW = (
+    lambda image, v: image,
+    lambda image, v: ImageOps.autocontrast(image),
+    lambda image, v: ImageOps.equalize(image),
+    lambda image, v: ImageEnhance.Brightness(image).enhance(v),
+    lambda image, v: ImageEnhance.Color(image).enhance(v),
+    lambda image, v: ImageEnhance.Contrast(image).enhance(v),
+    lambda image, v: ImageEnhance.Sharpness(image).enhance(v),
+    lambda image, v: ImageOps.posterize(image, int(v)),
+    lambda image, v: ImageOps.solarize(image, v),
+    lambda image, v: image.rotate(v),
+    lambda image, v: affine(image, 1, v, 0, 0, 1, 0),
+    lambda image, v: affine(image, 1, 0, 0, v, 1, 0),
+    lambda image, v: affine(image, 1, 0, -round(v * image.size[0]), 0, 1, 0),
+    lambda image, v: affine(image, 1, 0, 0, 0, 1, -round(v * image.size[1])),
+)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("number", range(len(_STRONG)))
+def test_strong_operations_are_those_of_pillow(number, channels):
+    operation, low, high = _STRONG[number]
+    smooth = torch.rand(channels, 4, 4, generator=torch.Generator().manual_seed(number)) * 255
+    image = F.interpolate(smooth[None], (32, 32), mode="bilinear")[0].to(torch.uint8)
+    array = image.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array[:, :, 0] if channels == 1 else array)
+    for share in (0.0, 0.2, 0.55, 0.999):
+        value = low + (high - low) * share
+        actual = operation(image, value)
+        expected = torch.from_numpy(np.array(PILLOW[number](picture, value))).view(32, 32, channels).permute(2, 0, 1)
+        assert actual.dtype == torch.uint8
+        off = (actual.int() - expected.int()).abs() > 4
+        assert off.float().mean() < 0.04  # rounding to the nearest pixel
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
+def test_strong_views_depend_on_their_bits_alone(shape):
+    image = torch.randint(256, (40, *shape), dtype=torch.uint8)
+    bits = random_bits(0, 0, torch.arange(40))
+    before, state = image.clone(), torch.get_rng_state()
+    views = strong_view(image, bits)
+    assert (views.shape, views.dtype) == (image.shape, torch.uint8)
+    assert torch.equal(image, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(strong_view(image[7:9].flip(0), bits[7:9].flip(0)), views[7:9].flip(0))
+    assert (views != image).flatten(1).any(1).all()
+    other = strong_view(image, random_bits(0, 1, torch.arange(40)))
+    assert (views != other).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_strong_views_have_a_patch_of_up_to_half_a_side(channels):
+    image = torch.zeros(300, channels, 32, 32, dtype=torch.uint8)
+    patch = torch.tensor(_PATCH if channels == 3 else _GREY_PATCH, dtype=torch.uint8).view(-1, 1, 1)
+    covered = (strong_view(image, random_bits(0, 0, torch.arange(300))) == patch).all(1)
+    heights, widths = (covered.any(axis).sum(1) for axis in (2, 1))
+    assert torch.equal(heights * widths, covered.flatten(1).sum(1))
+    assert min(heights.min(), widths.min()) >= 1
+    assert 15 <= max(heights.max(), widths.max()) <= 17
+    assert covered.any(0).float().mean() > 0.99
+
+
+def test_further_bits_are_others_and_independent():
+    bits = random_bits(0, 0, torch.arange(100_000))
+    other = further_bits(bits)
+    assert (other >= 0).all()
+    assert (other != bits).all()
+    for shift in (0, 20):
+        a, b = ((draw >> shift & 1).double() - 0.5 for draw in (bits, other))
+        assert abs((a * b).mean()) < 0.01

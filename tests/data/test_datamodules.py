@@ -97,6 +97,50 @@ def test_only_training_images_are_augmented_anew_in_every_epoch(trainer):
     assert torch.equal(*tests)
 
 
+def two_views(trainer, **kwargs):
+    """Weak and strong views of one epoch by sample number, and whether both halves of each batch name the same ones."""
+    module = Views()
+    trainer().fit(module, DigitsDataModule(val_split=0, strong_view=True, **kwargs))
+    halves = [[part.chunk(2) for part in batch] for batch in module.seen["train"]]
+    same = all(torch.equal(*target) and torch.equal(*sample) for _, target, sample in halves)
+    order = torch.cat([sample[0] for _, _, sample in halves]).argsort()
+    return *(torch.cat([image[half] for image, _, _ in halves])[order] for half in (0, 1)), same
+
+
+def test_a_strong_view_of_each_image_follows_the_weak_one(trainer):
+    weak, strong, same = two_views(trainer)
+    assert same
+    assert torch.equal(weak, views(trainer, DigitsDataModule(val_split=0))[0])
+    assert (weak != strong).flatten(1).any(1).all()
+    again = two_views(trainer, batch_size=17, num_workers=0)
+    assert torch.equal(again[0], weak)
+    assert torch.equal(again[1], strong)
+    assert not torch.equal(two_views(trainer, seed=1)[1], strong)
+    plain, beside, _ = two_views(trainer, augment=False)  # the weak view is then none
+    assert torch.equal(plain, views(trainer, DigitsDataModule(val_split=0, augment=False))[0])
+    assert torch.equal(beside, strong)
+
+
+def test_strong_views_are_for_training_alone(trainer):
+    tests = [views(trainer, DigitsDataModule(strong_view=strong), "test") for strong in (True, False)]
+    for one, other in zip(*tests, strict=True):
+        assert torch.equal(one, other)
+    data = DigitsDataModule(strong_view=True)
+    data.setup()
+    batch = next(iter(data.val_dataloader()))
+    assert data.on_after_batch_transfer(batch, 0).image.shape == batch.image.shape
+
+
+def test_views_are_pixels_until_they_are_normalised(tmp_path, monkeypatch):
+    write_cifar(tmp_path, monkeypatch, CIFAR10DataModule)
+    for data in (DigitsDataModule(strong_view=True), CIFAR10DataModule(str(tmp_path), val_split=5, strong_view=True)):
+        data.setup()
+        batch = next(iter(data.train_dataloader()))
+        both = data.views(batch, batch.sample)
+        assert both.image.dtype == torch.uint8
+        assert both.image.shape == (2 * len(batch.image), *batch.image.shape[1:])
+
+
 def test_workers_load_the_same(trainer):
     alone, two = (views(trainer, DigitsDataModule(num_workers=n), "test") for n in (0, 2))
     assert torch.equal(alone[0], two[0])

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 from properties import batch
 from settings import NEAR, SETTINGS, wkd
 
-from lightning_biaskd import BiasStrategy, Distiller, Outputs, distillers
+from lightning_biaskd import BiasStrategy, Distiller, Outputs, UserError, distillers
+from lightning_biaskd.cli import CONFIGS
 from lightning_biaskd.distillers import CTKD, MLKD, RC, RLD, SLD, WKD, class_distances, mlkd_loss, rld_loss
 
 NAMES = ("CTKD", "MLKD", "RC", "RLD", "SLD", "WKD")
@@ -90,6 +92,46 @@ def test_mlkd_over_kept_samples_is_mlkd_of_these():
     keep = torch.tensor([True, True, False, True, False, False, True, True])
     losses = mlkd_loss(student, teacher, keep)
     torch.testing.assert_close(losses[keep].mean(), mlkd_loss(student[keep], teacher[keep]).mean())
+
+
+@pytest.mark.parametrize("keep", [None, torch.tensor([True, True, False, True, False, False, True, True])])
+def test_mlkd_of_two_views_is_mlkd_of_each(keep):
+    student, teacher, target = batch()
+    half = [
+        MLKD()(Outputs(student[part]), Outputs(teacher[part]), target[part], None if keep is None else keep[part])
+        for part in (slice(4), slice(4, 8))
+    ]
+    both = MLKD(views=2)(Outputs(student), Outputs(teacher), target, keep)
+    torch.testing.assert_close(both, torch.cat(half), rtol=1e-12, atol=0)
+    torch.testing.assert_close(both.mean(), (half[0].mean() + half[1].mean()) / 2, rtol=1e-12, atol=0)
+    assert not torch.allclose(both, MLKD()(Outputs(student), Outputs(teacher), target, keep))
+
+
+def test_shipped_two_views_sum_to_the_published_loss():
+    student, teacher, target = batch()
+    settings = yaml.safe_load((CONFIGS / "method" / "mlkd_two_views.yaml").read_text())["model"]["init_args"]
+    distiller = MLKD(**settings["distiller"]["init_args"])
+    actual = settings["kd_weight"] * distiller(Outputs(student), Outputs(teacher), target).mean()
+    weak = mlkd_loss(student[:4], teacher[:4]).mean()
+    strong = mlkd_loss(student[4:], teacher[4:], batch_weight=0.0, class_weight=0.0).mean()
+    torch.testing.assert_close(actual, 0.9 * (weak / 2 + strong), rtol=1e-12, atol=0)
+
+
+def test_mlkd_of_two_views_compiles_in_one_graph():
+    distiller = MLKD(views=2, instance_weight=[1, 2])
+    step = torch.compile(lambda s, t, y: distiller(Outputs(s), Outputs(t), y), backend="eager", fullgraph=True)
+    student, teacher, target = batch()
+    torch.testing.assert_close(step(student, teacher, target), distiller(Outputs(student), Outputs(teacher), target))
+
+
+def test_mlkd_refuses_what_is_not_so_many_views():
+    student, teacher, target = batch(rows=7)
+    with pytest.raises(UserError, match="a batch of 7 does not divide into 2 views: set data.strong_view"):
+        MLKD(views=2)(Outputs(student), Outputs(teacher), target)
+    with pytest.raises(ValueError, match="views must be at least 1"):
+        MLKD(views=0)
+    with pytest.raises(ValueError, match="batch_weight must be a number or one for each of 2 views"):
+        MLKD(batch_weight=[1.0, 0.0, 0.0], views=2)
 
 
 def test_rld_has_nothing_to_correlate_where_the_label_is_last():
