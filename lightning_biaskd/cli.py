@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from argparse import HelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -28,8 +27,8 @@ QUICKSTART = CONFIGS / "quickstart.yaml"
 class BriefParser(LightningArgumentParser):
     """Says what is wrong in one line, and doesn't list every ``nn.Module`` there is as a possible network."""
 
-    def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        help_text: str = super().format_help(formatter)
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        help_text: str = super().format_help(*args, **kwargs)
         return re.sub(r",\s+known\s+subclasses:\s+torch\.nn\.Module,[^)]*\)", ")", help_text)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -28,6 +28,11 @@ class Outputs(NamedTuple):
     head: Callable[[Tensor], Tensor] | None = None
 
 
+def with_logits(outputs: Outputs, logits: Tensor) -> Outputs:
+    """The same outputs with other logits; ``_replace``, in a form that every supported torch can compile."""
+    return Outputs(logits, outputs.features, outputs.embedding, outputs.head)
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Lifts half precision to float32 and leaves float32 and float64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -95,5 +100,7 @@ class FeatureTap:
         """Runs the network on ``image`` (B, …) and returns its :class:`Outputs`."""
         answer = self.model(image)
         features, self._seen = self._seen, {}
-        outputs = answer if isinstance(answer, Outputs) else Outputs(logits_of(answer), features)
-        return outputs if self._head is None else outputs._replace(head=self._head)
+        if not isinstance(answer, Outputs):
+            answer = Outputs(logits_of(answer))
+        head = answer.head if self._head is None else self._head
+        return Outputs(answer.logits, {**answer.features, **features}, answer.embedding, head)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import Space, rectify_logits
 from lightning_biaskd.distillers.base import Distiller
-from lightning_biaskd.outputs import Outputs
+from lightning_biaskd.outputs import Outputs, with_logits
 
 Mode = Literal["swap", "blend", "onehot", "revise", "none", "drop"]
 Normalize = Literal["group", "batch"]
@@ -151,7 +151,7 @@ class BiasStrategy(nn.Module):
             used = self.mode != "drop"
             if self.mode != "drop" and self.mode != "none":
                 corrected = rectify_logits(teacher.logits, target, self.mode, term.temperature, self.space)
-                teacher = Outputs(corrected, *teacher[1:])
+                teacher = with_logits(teacher, corrected)
         return term(student, teacher, target, None if used else right), used
 
     def _count(self, right: Tensor) -> tuple[Tensor, Tensor, int]:

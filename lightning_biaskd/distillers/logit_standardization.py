@@ -4,7 +4,7 @@ from torch import Tensor
 
 from lightning_biaskd.distillers.base import Distiller
 from lightning_biaskd.distillers.kd import KD
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.outputs import Outputs, at_least_float32, with_logits
 
 
 def standardize(logits: Tensor, eps: float = 1e-7) -> Tensor:
@@ -78,8 +78,8 @@ class LogitStandardization(Distiller):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        student = Outputs(standardize(student.logits), *student[1:])
-        teacher = Outputs(standardize(teacher.logits), *teacher[1:])
+        student = with_logits(student, standardize(student.logits))
+        teacher = with_logits(teacher, standardize(teacher.logits))
         loss: Tensor = self.distiller(student, teacher, target, keep)
         return self.weight * loss
 
