@@ -40,6 +40,7 @@ def accuracy(method: Path, bias: str, seed: int, epochs: int) -> float:
             "trainer.callbacks": "null",
             "trainer.enable_checkpointing": "false",
             "model.lr_scheduler.T_max": epochs,
+            "data.strong_view": str("two_views" in method.stem).lower(),
         }
         words = [word for file in files for word in ("-c", str(file))]
         main(["fit", *words, *(f"--{key}={value}" for key, value in options.items())])
