@@ -2,10 +2,11 @@
 
 from lightning_biaskd.bias import BiasLoss, BiasStrategy
 from lightning_biaskd.callbacks import DynamicWeights
+from lightning_biaskd.classification import ClassificationModule
 from lightning_biaskd.distillers import DKD, KD, Distiller, WeightedSum
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.models import load_weights
-from lightning_biaskd.module import ClassificationModule, DistillationModule
+from lightning_biaskd.module import DistillationModule
 from lightning_biaskd.outputs import FeatureTap, Outputs
 from lightning_biaskd.teacher import FrozenTeacher
 

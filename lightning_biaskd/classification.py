@@ -1,0 +1,245 @@
+"""Training a classifier: a teacher, or a student alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.metrics import Means, topk_accuracies
+from lightning_biaskd.models.weights import load_weights, mismatch
+from lightning_biaskd.outputs import FeatureTap, at_least_float32
+
+_OBJECTS = ("model", "student", "teacher", "distiller", "bias", "optimizer", "lr_scheduler")
+
+
+class ClassificationModule(LightningModule):
+    """Trains a classifier: a teacher, or a student alone as the baseline.
+
+    Batches are ``(image, target, …)``. Made to be subclassed: :meth:`losses` is what a training step minimises and
+    logs, :meth:`evaluate` is what an evaluation step counts.
+
+    =================== =======================================================================
+    key                 meaning
+    =================== =======================================================================
+    ``train/loss``      what is minimised, mean of the epoch
+    ``train/loss_step`` the same in one step, every ``log_every_n_steps``
+    ``train/loss_ce``   cross-entropy, mean of the epoch
+    ``train/acc1``      top-1 accuracy on the training views, mean of the epoch, in [0, 1]
+    ``val/acc1``        top-1 accuracy, in [0, 1]; ``test/acc1`` likewise
+    ``val/acc5``        top-5 accuracy, from five classes on; ``test/acc5`` likewise
+    =================== =======================================================================
+
+    Args:
+        model: any network that takes images and gives logits (B, C).
+        weights: initial weights, see :func:`~lightning_biaskd.models.load_weights`. They start a new run; a module
+            whose weights came from a checkpoint of ours doesn't read them.
+        label_smoothing: of the cross-entropy.
+        optimizer: from parameters to optimizer.
+        lr_scheduler: from optimizer to scheduler, ``None`` for a constant rate.
+        lr_interval: whether the scheduler steps every ``"epoch"`` or every ``"step"``.
+
+    Raises:
+        UserError: weights that don't fit; in training, labels out of range or other classes than the data's.
+
+    Example:
+        >>> from lightning_biaskd.models import resnet8
+        >>> module = ClassificationModule(resnet8(num_classes=10))
+        >>> module(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: str | None = None,
+        label_smoothing: float = 0.0,
+        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=5e-4),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=_OBJECTS, logger=False)
+        if (
+            "_instantiator" in self.hparams
+        ):  # built by LightningCLI, which hands objects over as class_path and init_args
+            self.save_hyperparameters(logger=False)
+        self.model = model
+        self.weights = weights
+        self.label_smoothing = label_smoothing
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.num_classes: int | None = None
+        self._loaded = False
+        self._tap = FeatureTap(model)
+        self._meters = nn.ModuleDict()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, C) of images (B, …)."""
+        return self._tap(image).logits
+
+    def losses(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
+        """What one training step minimises, under ``"train/loss"``, and what it logs beside it.
+
+        Args:
+            batch: ``(image, target, …)``.
+            batch_idx: number of the batch in the epoch.
+
+        Returns:
+            Scalars by the names that they are logged under.
+        """
+        image, target = batch[:2]
+        logits = self(image)
+        self.check_batch(batch_idx, target, logits)
+        ce = self.cross_entropy(logits, target)
+        return {"train/loss": ce, "train/loss_ce": ce, "train/acc1": accuracy(logits, target)}
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of logits (B, C) against labels (B,), in float32 at least."""
+        return F.cross_entropy(at_least_float32(logits), target, label_smoothing=self.label_smoothing)
+
+    def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> None:
+        """Counts one batch of an evaluation; its result is logged at the end of the epoch.
+
+        Args:
+            stage: ``"val"`` or ``"test"``.
+            batch: ``(image, target, …)``.
+            batch_idx: number of the batch.
+        """
+        image, target = batch[:2]
+        logits = self(image)
+        self.check_batch(batch_idx, target, logits)
+        self.count_accuracy(f"{stage}/", logits, target)
+
+    def check_batch(self, batch_idx: int, target: Tensor, logits: Tensor) -> None:
+        """Refuses a batch whose labels and logits can't belong together.
+
+        Shapes are compared always. Values are read on the CPU always and elsewhere in the first batch only, because
+        reading them waits for the device.
+
+        Raises:
+            UserError: another number of classes than the data's, or labels out of range.
+        """
+        classes = self.num_classes or logits.shape[1]
+        if logits.shape[1] != classes:
+            raise UserError(
+                f"{type(self.model).__name__} gives {logits.shape[1]} classes and the data have {classes}: "
+                f"build the network with num_classes={classes}"
+            )
+        if not may_read(target, batch_idx):
+            return
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= classes:
+            raise UserError(
+                f"labels lie in [{low}, {high}], outside [0, {classes - 1}]: number the classes from 0 and build the "
+                "network with as many as there are"
+            )
+
+    def count_accuracy(self, prefix: str, logits: Tensor, target: Tensor) -> None:
+        """Adds a batch to the accuracies logged under ``{prefix}acc1`` and ``{prefix}acc5``.
+
+        Args:
+            prefix: ``"val/"``, ``"test/teacher_"`` and so on.
+            logits: (B, C).
+            target: (B,) labels.
+        """
+        self.meter(prefix, lambda: topk_accuracies(logits.shape[1], prefix)).update(logits, target)
+
+    def meter(self, name: str, build: Callable[[], Metric | MetricCollection]) -> Any:
+        """The metric of that name, built at its first use; :meth:`log_meters` logs and empties it."""
+        if name not in self._meters:
+            self._meters[name] = build().to(self.device)
+        return self._meters[name]
+
+    def log_meters(self, stage: str) -> dict[str, Tensor]:
+        """Logs and empties the meters whose name begins with the stage.
+
+        Returns:
+            What was logged.
+        """
+        values: dict[str, Tensor] = {}
+        for name, meter in self._meters.items():
+            if name.startswith(f"{stage}/"):
+                values |= {key: value.float() for key, value in meter.compute().items()}  # type: ignore[operator]
+                meter.reset()  # type: ignore[operator]
+        for key, value in values.items():
+            self.log(key, value, prog_bar=key.startswith("val/") and key.endswith("acc1"), sync_dist=True)
+        return values
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        losses = self.losses(batch, batch_idx)
+        self.meter("train/", lambda: Means(list(losses))).update(list(losses.values()), len(batch[1]))
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
+        if every and (self.global_step + 1) % every == 0:
+            self.log("train/loss_step", losses["train/loss"].detach(), prog_bar=True)
+        return losses["train/loss"]
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        self.evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        self.evaluate("test", batch, batch_idx)
+
+    def predict_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """Logits (B, C)."""
+        logits: Tensor = self(batch[0])
+        return logits
+
+    def on_train_epoch_end(self) -> None:
+        self.log_meters("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_meters("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_meters("test")
+
+    def setup(self, stage: str) -> None:
+        self.num_classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+
+    def on_fit_start(self) -> None:
+        if self.weights is not None and not self._loaded:
+            load_weights(self.model, self.weights)
+        if not self.model.training:
+            rank_zero_warn(
+                f"{type(self.model).__name__} came in eval mode, as loaded networks do; it is put in train mode"
+            )
+            self.model.train()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        problem = mismatch(self, checkpoint["state_dict"], self.strict_loading)
+        if problem:
+            raise UserError(f"the checkpoint does not fit {type(self.model).__name__}: {problem}")
+        self._loaded = True
+
+    def configure_optimizers(self) -> Any:
+        try:
+            optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+            scheduler: Any = self.lr_scheduler(optimizer) if self.lr_scheduler is not None else None
+        except ValueError as error:
+            raise UserError(f"the optimizer or its scheduler refuses its arguments: {error}") from error
+        if scheduler is None:
+            return optimizer
+        schedule = {"scheduler": scheduler, "interval": self.lr_interval}
+        if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau
+            schedule["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def accuracy(logits: Tensor, target: Tensor) -> Tensor:
+    """Share of rows of logits (B, C) whose first class is the label."""
+    return (logits.detach().argmax(1) == target).float().mean()
+
+
+def may_read(tensor: Tensor, batch_idx: int) -> bool:
+    """Whether a check may read values: on the CPU, or in the first batch; elsewhere reading waits for the device."""
+    return batch_idx == 0 or tensor.device.type == "cpu"
