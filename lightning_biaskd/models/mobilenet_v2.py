@@ -1,0 +1,95 @@
+"""MobileNetV2 for small images, which it reduces half as often as those of ImageNet."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_biaskd.models.initialization import he_convolutions, small_linear
+
+# expansion (None: the network's), planes, blocks, stride
+_STAGES: tuple[tuple[int | None, int, int, int], ...] = (
+    (1, 16, 1, 1),
+    (None, 24, 2, 1),
+    (None, 32, 3, 2),
+    (None, 64, 4, 2),
+    (None, 96, 3, 1),
+    (None, 160, 3, 2),
+    (None, 320, 1, 1),
+)
+
+
+class InvertedResidual(nn.Module):
+    """Widens by a 1x1 convolution, filters each channel, narrows linearly; adds the input where shapes allow."""
+
+    def __init__(self, in_planes: int, planes: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = in_planes * expansion
+        self.is_residual = stride == 1 and in_planes == planes
+        self.conv = nn.Sequential(
+            *_conv_bn_relu(in_planes, wide, 1, 1),
+            *_conv_bn_relu(wide, wide, 3, stride, groups=wide),
+            nn.Conv2d(wide, planes, 1, bias=False),
+            nn.BatchNorm2d(planes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return x + out if self.is_residual else out
+
+
+class MobileNetV2(nn.Module):
+    """Sandler et al., *MobileNetV2: Inverted Residuals and Linear Bottlenecks*, 2018, arXiv 1801.04381.
+
+    The form that the distillation literature uses on CIFAR: an image is reduced 16 times, not 32, ReLU stands for
+    ReLU6, and there is no dropout. Takes images of any size. State-dict names are those of the checkpoints that the
+    field shares.
+
+    Args:
+        width: factor of all channels; the 1280 before the classifier only grow by it.
+        expansion: T, how much wider a block is inside.
+        num_classes: C.
+        in_channels: of the image.
+
+    Shape:
+        (B, in_channels, H, W) to (B, C).
+    """
+
+    def __init__(self, width: float = 1.0, expansion: int = 6, num_classes: int = 100, in_channels: int = 3) -> None:
+        super().__init__()
+        planes = int(32 * width)
+        last = int(1280 * max(width, 1.0))
+        self.conv1 = nn.Sequential(*_conv_bn_relu(in_channels, planes, 3, 2))
+        self.blocks = nn.Sequential()
+        for own_expansion, full_planes, blocks, stride in _STAGES:
+            in_planes, planes = planes, int(full_planes * width)
+            factor = own_expansion or expansion
+            self.blocks.append(
+                nn.Sequential(
+                    InvertedResidual(in_planes, planes, stride, factor),
+                    *(InvertedResidual(planes, planes, 1, factor) for _ in range(blocks - 1)),
+                )
+            )
+        self.conv2 = nn.Sequential(*_conv_bn_relu(planes, last, 1, 1))
+        classifier = nn.Linear(last, num_classes)
+        self.classifier = nn.Sequential(classifier)
+        he_convolutions(self)
+        small_linear(classifier)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.conv2(self.blocks(self.conv1(image)))
+        logits: Tensor = self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
+
+
+def _conv_bn_relu(in_planes: int, planes: int, kernel: int, stride: int, groups: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(in_planes, planes, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(planes),
+        nn.ReLU(),
+    ]
+
+
+def mobilenet_v2_half(num_classes: int = 100, in_channels: int = 3) -> MobileNetV2:
+    """MobileNetV2 of half the width; see :class:`MobileNetV2`."""
+    return MobileNetV2(0.5, 6, num_classes, in_channels)
