@@ -62,6 +62,13 @@ def test_a_run_of_the_command_line_loads_from_its_checkpoint(checkpoint):
     assert unchanged(snapshot(module.student), alone)
 
 
+def test_the_last_checkpoint_is_that_of_the_last_epoch(capsys):
+    main(["fit", *FAST, "--trainer.max_epochs", "6", "--trainer.limit_train_batches", "4"])
+    folder = Path("runs/quickstart/version_0/checkpoints")
+    steps = {path.name: torch.load(path, weights_only=True)["global_step"] for path in folder.iterdir()}
+    assert steps["best.ckpt"] < steps["last.ckpt"] == 24  # the best epoch of this short run isn't its last
+
+
 def test_a_run_goes_on_from_its_checkpoint(checkpoint):
     main(["fit", "--ckpt_path", checkpoint, *FAST, "--trainer.max_epochs", "2"])
     resumed = torch.load("runs/quickstart/version_1/checkpoints/last.ckpt", weights_only=True)
