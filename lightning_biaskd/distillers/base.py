@@ -120,3 +120,25 @@ class Distiller(nn.Module):
     def extra_repr(self) -> str:
         warmup = f", warmup_epochs={self.warmup_epochs}" if self.warmup_epochs else ""
         return f"temperature={self.temperature}{warmup}"
+
+
+class Wrapper(Distiller):
+    """A method around another: it has the other's temperature and tells it the epoch.
+
+    Args:
+        distiller: the inner method.
+    """
+
+    def __init__(self, distiller: Distiller) -> None:
+        super().__init__()
+        self.distiller = distiller
+        self.reads_teacher = distiller.reads_teacher
+
+    @property
+    def temperature(self) -> float:
+        """The inner method's τ."""
+        return self.distiller.temperature
+
+    def set_epoch(self, epoch: int) -> None:
+        """See :class:`Distiller`; the inner method is told."""
+        self.distiller.set_epoch(epoch)

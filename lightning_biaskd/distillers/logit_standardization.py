@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller
+from lightning_biaskd.distillers.base import Distiller, Wrapper
 from lightning_biaskd.distillers.kd import KD
 from lightning_biaskd.outputs import Outputs, at_least_float32, with_logits
 
@@ -26,7 +26,7 @@ def standardize(logits: Tensor, eps: float = 1e-7) -> Tensor:
     return (z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True) + eps)
 
 
-class LogitStandardization(Distiller):
+class LogitStandardization(Wrapper):
     r"""Sun, Ren, Li, Wang, Cao, *Logit Standardization in Knowledge Distillation*, CVPR 2024, arXiv 2403.01427.
 
     .. math::
@@ -59,22 +59,11 @@ class LogitStandardization(Distiller):
         inner = KD(2.0) if distiller is None else distiller
         if next(inner.terms())[0] is not inner:
             raise ValueError("LogitStandardization wraps one method: in a sum, wrap each part")
-        super().__init__()
-        self.distiller = inner
+        super().__init__(inner)
         self.weight = weight
         self.layers = inner.layers
         self.head = inner.head
         self.rectifiable = inner.rectifiable
-        self.reads_teacher = inner.reads_teacher
-
-    @property
-    def temperature(self) -> float:
-        """The inner method's τ."""
-        return self.distiller.temperature
-
-    def set_epoch(self, epoch: int) -> None:
-        """See :class:`Distiller`; the inner method is told."""
-        self.distiller.set_epoch(epoch)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller
+from lightning_biaskd.bias.partition import partition
+from lightning_biaskd.distillers.base import Distiller, Wrapper
 from lightning_biaskd.distillers.dkd import DKD
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.outputs import Outputs
@@ -38,7 +39,7 @@ def cell_logits(feature: Tensor, head: Callable[[Tensor], Tensor], scales: Seque
     return head(cells.transpose(1, 2).flatten(0, 1)).view(len(feature), cells.shape[2], -1)
 
 
-class SDD(Distiller):
+class SDD(Wrapper):
     r"""Wei, Luo, Luo, *Scaled Decoupled Distillation*, CVPR 2024, arXiv 2403.13512.
 
     .. math::
@@ -97,22 +98,11 @@ class SDD(Distiller):
             raise ValueError("SDD wraps a method that reads logits alone")
         if not scales or scales[0] != 1 or min(scales) < 1:
             raise ValueError(f"scales must begin with 1, the whole image, got {scales}")
-        super().__init__()
-        self.distiller = inner
+        super().__init__(inner)
         self.layers = (layer,)
         self.head = head
         self.scales = tuple(scales)
         self.complementary_weight = complementary_weight
-        self.reads_teacher = inner.reads_teacher
-
-    @property
-    def temperature(self) -> float:
-        """The inner method's τ."""
-        return self.distiller.temperature
-
-    def set_epoch(self, epoch: int) -> None:
-        """See :class:`Distiller`; the inner method is told."""
-        self.distiller.set_epoch(epoch)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
@@ -122,7 +112,7 @@ class SDD(Distiller):
         kept = None if keep is None else keep.unsqueeze(1).expand(shape).flatten()
         rows = Outputs(student_cells.flatten(0, 1)), Outputs(teacher_cells.flatten(0, 1))
         losses: Tensor = self.distiller(*rows, y.flatten(), kept)
-        right = teacher_cells.gather(2, y.unsqueeze(2)).squeeze(2) >= teacher_cells.amax(2)
+        right = partition(rows[1].logits, y.flatten()).view(shape)
         weight = torch.where(right == right[:, :1], 1.0, self.complementary_weight)
         return (weight * losses.view(shape)).mean(1)
 
