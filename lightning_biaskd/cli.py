@@ -47,9 +47,8 @@ class BiasKDCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self.config = parser.parse_args(
-            cast("list[str]", args)
-        )  # ours are always explicit; Lightning would warn of that
+        # Lightning would warn of explicit arguments, and ours always are
+        self.config = parser.parse_args(cast("list[str]", args))
 
     def _parse_ckpt_path(self) -> None:
         """Keeps the configuration that was asked for: Lightning 2.6 would overrule it by the checkpoint's."""

@@ -81,6 +81,7 @@ class ImageDataModule(LightningDataModule):
         self.augment = augment
         self.num_workers = num_workers
         self.download = download
+        self._statistics: Tensor | None = None
         self.train_set: Dataset[Any] | None = None
         self.val_set: Dataset[Any] | None = None
         self.test_set: Dataset[Any] | None = None
@@ -122,9 +123,9 @@ class ImageDataModule(LightningDataModule):
 
     def normalized(self, image: Tensor) -> Tensor:
         """Pixels (B, D, H, W) in 0…255 to floats of about zero mean and unit variance."""
-        mean = torch.tensor(self.mean, device=image.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=image.device).view(-1, 1, 1)
-        return (image.float() / 255 - mean) / std
+        if self._statistics is None or self._statistics.device != image.device:  # once: a copy waits for the device
+            self._statistics = torch.tensor([self.mean, self.std], device=image.device)[:, :, None, None]
+        return (image.float() / 255 - self._statistics[0]) / self._statistics[1]
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.loader(self.train_set, shuffle=True)

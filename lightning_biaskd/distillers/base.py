@@ -44,6 +44,25 @@ def without_label(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(1, others + (others >= target.unsqueeze(1)))
 
 
+def split_label(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of label against rest, and logits of the rest.
+
+    Args:
+        logits: (B, C).
+        target: (B,) labels.
+
+    Returns:
+        (B, 2), whose softmax is the distribution over (label, rest), and (B, C - 1).
+
+    Example:
+        >>> pair, rest = split_label(torch.tensor([[1.0, 2.0, 2.0]]), torch.tensor([0]))
+        >>> pair, rest
+        (tensor([[1.0000, 2.6931]]), tensor([[2., 2.]]))
+    """
+    rest = without_label(logits, target)
+    return torch.cat([logits.gather(1, target.unsqueeze(1)), rest.logsumexp(1, keepdim=True)], dim=1), rest
+
+
 class Distiller(nn.Module):
     r"""One published distillation method.
 

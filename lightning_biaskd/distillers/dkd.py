@@ -1,16 +1,9 @@
 """Decoupled knowledge distillation."""
 
-import torch
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller, kl_divergence, without_label
+from lightning_biaskd.distillers.base import Distiller, kl_divergence, split_label
 from lightning_biaskd.outputs import Outputs, at_least_float32
-
-
-def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, 2) of label against rest, and logits (B, C - 1) of the rest."""
-    rest = without_label(logits, target)
-    return torch.cat([logits.gather(1, target.unsqueeze(1)), rest.logsumexp(1, keepdim=True)], dim=1), rest
 
 
 def dkd_loss(
@@ -37,14 +30,15 @@ def dkd_loss(
     Example:
         With the weights that KD implies, :math:`\alpha = 1` and :math:`\beta = 1 - p^T_y`, it is KD:
 
+        >>> import torch
         >>> s, t, y = torch.tensor([[1.0, 0.5, -1.0]]), torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([0])
         >>> beta = 1 - t.softmax(1)[0, 0].item()
         >>> from lightning_biaskd.distillers import kd_loss
         >>> torch.allclose(dkd_loss(s, t, y, 1.0, beta, 1.0), kd_loss(s, t, 1.0))
         True
     """
-    student_pair, student_rest = _split(at_least_float32(student_logits) / temperature, target)
-    teacher_pair, teacher_rest = _split(at_least_float32(teacher_logits) / temperature, target)
+    student_pair, student_rest = split_label(at_least_float32(student_logits) / temperature, target)
+    teacher_pair, teacher_rest = split_label(at_least_float32(teacher_logits) / temperature, target)
     tckd = kl_divergence(student_pair, teacher_pair)
     nckd = kl_divergence(student_rest, teacher_rest)
     return temperature**2 * (alpha * tckd + beta * nckd)

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller, kl_divergence
-from lightning_biaskd.distillers.dkd import _split
+from lightning_biaskd.distillers.base import Distiller, kl_divergence, split_label
 from lightning_biaskd.outputs import Outputs, at_least_float32
 
 _MASKED = -1e9
@@ -44,8 +43,8 @@ def rld_loss(
         tensor([0.])
     """
     student, teacher = at_least_float32(student_logits), at_least_float32(teacher_logits)
-    student_pair, _ = _split(student / confidence_temperature, target)
-    teacher_pair, _ = _split(teacher / confidence_temperature, teacher.argmax(1))
+    student_pair, _ = split_label(student / confidence_temperature, target)
+    teacher_pair, _ = split_label(teacher / confidence_temperature, teacher.argmax(1))
     confidence = kl_divergence(student_pair, teacher_pair)
 
     masked = teacher >= teacher.gather(1, target.unsqueeze(1))
