@@ -7,7 +7,8 @@ from lightning_biaskd.distillers import DKD, KD, Distiller, WeightedSum
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.models import load_weights
 from lightning_biaskd.module import DistillationModule
-from lightning_biaskd.outputs import FeatureTap, Outputs
+from lightning_biaskd.outputs import Outputs
+from lightning_biaskd.tap import FeatureTap
 from lightning_biaskd.teacher import FrozenTeacher
 
 __version__ = "0.1.0"

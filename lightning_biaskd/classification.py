@@ -16,7 +16,8 @@ from torchmetrics import Metric, MetricCollection
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import Means, topk_accuracies
 from lightning_biaskd.models.weights import load_weights, mismatch
-from lightning_biaskd.outputs import FeatureTap, at_least_float32
+from lightning_biaskd.outputs import at_least_float32
+from lightning_biaskd.tap import FeatureTap
 
 _OBJECTS = ("model", "student", "teacher", "distiller", "bias", "optimizer", "lr_scheduler")
 

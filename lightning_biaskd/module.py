@@ -6,7 +6,9 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -17,7 +19,9 @@ from lightning_biaskd.classification import ClassificationModule, accuracy, may_
 from lightning_biaskd.distillers import KD, Distiller
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BeyondTeacher
-from lightning_biaskd.outputs import FeatureTap, Outputs
+from lightning_biaskd.outputs import Outputs, with_sample
+from lightning_biaskd.rehearsal import first_images
+from lightning_biaskd.tap import FeatureTap
 from lightning_biaskd.teacher import FrozenTeacher
 
 __all__ = ["ClassificationModule", "DistillationModule"]
@@ -90,8 +94,9 @@ class DistillationModule(ClassificationModule):
         network = teacher.model if isinstance(teacher, FrozenTeacher) else teacher
         if {id(p) for p in network.parameters()} & {id(p) for p in student.parameters()}:
             raise UserError("teacher and student share parameters: give the teacher a network of its own")
-        self.teacher = FrozenTeacher(network, teacher_weights, distiller.layers, distiller.head)
-        self._tap = FeatureTap(student, distiller.layers, distiller.head)
+        self.teacher = FrozenTeacher(network, teacher_weights, distiller.teacher_layers, distiller.embedding)
+        self._tap = FeatureTap(student, distiller.layers, distiller.embedding)
+        self._rehearsed: dict[str, Any] | None = None
 
     @property
     def student(self) -> nn.Module:
@@ -104,6 +109,8 @@ class DistillationModule(ClassificationModule):
         teacher, student = self.teacher(image), self._tap(image)
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)
+        if self.distiller.remembers:
+            student = with_sample(student, self.sample(batch))
         ce = self.cross_entropy(student.logits, target)
         kd, parts = self.distillation_loss(student, teacher, target)
         return {
@@ -126,6 +133,19 @@ class DistillationModule(ClassificationModule):
             "bias/wrong_rate": loss.wrong_rate,
             "bias/gamma": self.bias.gamma,
         }
+
+    def sample(self, batch: Sequence[Any]) -> Tensor:
+        """The numbers (B,) of a batch's images in their data set, for methods with a memory.
+
+        Raises:
+            UserError: the batch has none.
+        """
+        if len(batch) < 3 or not isinstance(batch[2], Tensor):
+            raise UserError(
+                "this method remembers every image, so it must know which ones are in a batch: let the data set return "
+                "(image, target, index), as those of lightning_biaskd.data do"
+            )
+        return batch[2]
 
     def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> None:
         """See :class:`ClassificationModule`; the teacher is counted too."""
@@ -163,6 +183,30 @@ class DistillationModule(ClassificationModule):
             self.log(f"{stage}/gap", gap, prog_bar=True, sync_dist=True)
         return values
 
+    def configure_model(self) -> None:
+        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if fitting and self._rehearsed is None and (self.distiller.layers or self.distiller.embedding):
+            self.rehearse(*first_images(self.trainer))
+
+    def rehearse(self, image: Tensor, num_samples: int | None = None) -> None:
+        """Runs both networks once, so that features are found and adapters built before the optimizer is.
+
+        A Trainer's fit does it by itself, for methods that read features.
+
+        Args:
+            image: (B, …), a few images as a training step gets them.
+            num_samples: how many images the data set numbers, for methods with a memory.
+        """
+        modes = {module: module.training for module in self.student.modules()}
+        parameter = next(self.student.parameters())
+        image = image.to(parameter.device, parameter.dtype)
+        with torch.no_grad():
+            self.student.eval()
+            self.distiller.build(self._tap(image), self.teacher(image), num_samples)
+        for module, mode in modes.items():
+            module.training = mode
+        self._rehearsed = {"image_shape": list(image.shape[1:]), "num_samples": num_samples}
+
     def on_train_epoch_start(self) -> None:
         self.distiller.set_epoch(self.current_epoch)
 
@@ -173,8 +217,13 @@ class DistillationModule(ClassificationModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["method"] = self._method()
+        if self._rehearsed is not None:
+            checkpoint["rehearsed"] = self._rehearsed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        rehearsed = checkpoint.get("rehearsed")
+        if rehearsed is not None and self._rehearsed is None:
+            self.rehearse(torch.zeros(2, *rehearsed["image_shape"]), rehearsed["num_samples"])
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("method", self._method())
         if saved != self._method():

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.models.weights import load_weights
-from lightning_biaskd.outputs import FeatureTap, Outputs
+from lightning_biaskd.outputs import Outputs
+from lightning_biaskd.tap import FeatureTap
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,9 +28,9 @@ class FrozenTeacher(nn.Module):
         model: the trained network.
         weights: where to load its weights from (see :func:`~lightning_biaskd.models.weights.load_weights`);
             ``None`` takes the network as it is.
-        layers: names of layers whose output a feature distiller reads.
-        head: name of the classifier, if a distiller applies it; its parameters are frozen, so that on the teacher's
-            features it records no graph either.
+        layers: layers whose output a feature distiller reads, see :class:`~lightning_biaskd.FeatureTap`.
+        embedding: whether to hand out the classifier and what it reads. Its parameters are frozen, so that on the
+            teacher's features it records no graph either.
 
     Attributes:
         model: the network itself.
@@ -46,13 +47,13 @@ class FrozenTeacher(nn.Module):
     model: nn.Module
 
     def __init__(
-        self, model: nn.Module, weights: str | None = None, layers: Sequence[str] = (), head: str | None = None
+        self, model: nn.Module, weights: str | None = None, layers: Sequence[str] = (), embedding: bool = False
     ) -> None:
         super().__init__()
         if weights is not None:
             load_weights(model, weights)
         self.__dict__["model"] = model.requires_grad_(False).eval()  # past nn.Module's registration, on purpose
-        self._tap = FeatureTap(model, layers, head)
+        self._tap = FeatureTap(model, layers, embedding)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

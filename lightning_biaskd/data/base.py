@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -93,6 +93,11 @@ class ImageDataModule(LightningDataModule):
     @abstractmethod
     def augmented(self, image: Tensor, bits: Tensor) -> Tensor:
         """A training view of each image (B, D, H, W), drawn by random bits (B,)."""
+
+    @property
+    def num_samples(self) -> int:
+        """How many training images are numbered, those held out for validation among them."""
+        return len(cast("Sized", self.train_set)) + (0 if self.val_set is None else len(cast("Sized", self.val_set)))
 
     def split(self, size: int) -> tuple[Tensor, Tensor]:
         """Numbers of the training and of the validation images, by ``val_split`` and ``seed``."""
