@@ -17,6 +17,7 @@ from lightning_biaskd.bias import BiasStrategy, partition
 from lightning_biaskd.callbacks.dynamic_weights import DynamicWeights
 from lightning_biaskd.classification import ClassificationModule, accuracy, may_read
 from lightning_biaskd.distillers import KD, Distiller
+from lightning_biaskd.distributed import losses_on_joined_batch
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.outputs import Outputs, with_sample
@@ -124,8 +125,12 @@ class DistillationModule(ClassificationModule):
     def distillation_loss(self, student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The distillation term, a scalar, and the scalars that are logged with it."""
         if self.bias is None:
+            losses = [
+                weight * losses_on_joined_batch(term, student, teacher, target)
+                for term, weight in self.distiller.terms()
+            ]
             wrong = ~partition(teacher.logits, target)
-            return self.distiller(student, teacher, target).mean(), {"bias/wrong_rate": wrong.float().mean()}
+            return torch.stack(losses).sum(0).mean(), {"bias/wrong_rate": wrong.float().mean()}
         loss = self.bias(self.distiller, student, teacher, target)
         return loss.total, {
             "train/loss_right": loss.right,

@@ -82,6 +82,8 @@ class Distiller(nn.Module):
             of any other method are eliminated.
         reads_teacher: whether it reads the teacher at all; a method that doesn't has no bias to eliminate, so it keeps
             all samples, evenly weighted.
+        pairwise: whether it compares the samples of a batch with each other; it then gets those of all ranks.
+        views: how many views of the same images, one after the other in equal parts, a pairwise method's batch holds.
         remembers: whether it reads the numbers of the images, to keep a memory of them.
         ramp: buffer, the factor of the warm-up; 1 until :meth:`set_epoch` says otherwise.
 
@@ -100,6 +102,8 @@ class Distiller(nn.Module):
     embedding: bool = False
     rectifiable: bool = True
     reads_teacher: bool = True
+    pairwise: bool = False
+    views: int = 1
     remembers: bool = False
     ramp: Tensor
 
@@ -171,6 +175,8 @@ class Wrapper(Distiller):
         self.teacher_layers = distiller.teacher_layers
         self.embedding = distiller.embedding
         self.reads_teacher = distiller.reads_teacher
+        self.pairwise = distiller.pairwise
+        self.views = distiller.views
         self.remembers = distiller.remembers
 
     @property
