@@ -1,6 +1,7 @@
 """LightningDataModules, one file per data set."""
 
-from lightning_biaskd.data.base import Batch, ImageDataModule, InMemoryDataModule
+from lightning_biaskd.data.base import ImageDataModule, InMemoryDataModule
+from lightning_biaskd.data.batch import Batch
 from lightning_biaskd.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from lightning_biaskd.data.digits import DigitsDataModule
 from lightning_biaskd.data.fashion_mnist import FashionMNISTDataModule

@@ -4,45 +4,45 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence, Sized
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_biaskd.data.augment import crop_and_flip, further_bits, random_bits, strong_view
+from lightning_biaskd.data.augment import (
+    color_jitter,
+    count_views,
+    crop_and_flip,
+    cutout,
+    further_bits,
+    random_bits,
+    view_bits,
+    view_number,
+)
+from lightning_biaskd.data.batch import Batch, TensorImages, TorchvisionViews, collate
+from lightning_biaskd.data.strong_view import strong_view
 from lightning_biaskd.errors import UserError
 
 Split = Literal["train", "test"]
 
 
-class Batch(NamedTuple):
-    """What every loader yields.
-
-    Attributes:
-        image: (B, D, H, W), uint8 off the loader, normalised float once on the device.
-        target: (B,) int64 labels.
-        sample: (B,) int64, its number in the data set, for augmentation and for methods with a memory.
-    """
-
-    image: Tensor
-    target: Tensor
-    sample: Tensor
-
-
 class ImageDataModule(LightningDataModule):
     """Base of the data modules: splits, loaders, and normalisation and augmentation on the device.
 
-    A subclass states the constants and gives :meth:`read` (a data set in memory) or :meth:`datasets`.
+    A subclass states the constants and gives :meth:`read` (a data set in memory) or :meth:`datasets`. Views are drawn
+    on the device from (seed, epoch, sample) alone, so that any rank, any number of workers and any resumed run draws
+    the same.
 
     Args:
         root: folder that holds the data.
         batch_size: per process.
         val_split: part of the training set held out for validation: a share below 1, or a number of images; 0 for none.
         seed: of the validation split and of the augmentation.
-        augment: whether training images are augmented.
+        augment: whether training images are augmented, on the device; ``"torchvision"`` augments those in memory one
+            by one through Pillow instead, the usual way, from the random state of the process.
         num_workers: processes that load data; 0 loads in the training process.
         download: fetch the data into ``root`` if they aren't there.
 
@@ -52,6 +52,7 @@ class ImageDataModule(LightningDataModule):
         image_size: height and width in pixels.
         mean: per channel, of pixels in [0, 1].
         std: likewise.
+        num_samples: how many training images are numbered, those held out for validation among them.
 
     Raises:
         UserError: data that aren't there or are damaged, labels out of range, or an impossible ``val_split``.
@@ -69,7 +70,7 @@ class ImageDataModule(LightningDataModule):
         batch_size: int = 64,
         val_split: int | float = 0.1,
         seed: int = 0,
-        augment: bool = True,
+        augment: bool | Literal["torchvision"] = True,
         num_workers: int = 0,
         download: bool = False,
     ) -> None:
@@ -81,7 +82,8 @@ class ImageDataModule(LightningDataModule):
         self.augment = augment
         self.num_workers = num_workers
         self.download = download
-        self._statistics: Tensor | None = None
+        self.num_samples: int | None = None
+        self._affine: tuple[Tensor, Tensor] | None = None
         self.train_set: Dataset[Any] | None = None
         self.val_set: Dataset[Any] | None = None
         self.test_set: Dataset[Any] | None = None
@@ -94,13 +96,9 @@ class ImageDataModule(LightningDataModule):
     def augmented(self, image: Tensor, bits: Tensor) -> Tensor:
         """A training view of each image (B, D, H, W), drawn by random bits (B,)."""
 
-    @property
-    def num_samples(self) -> int:
-        """How many training images are numbered, those held out for validation among them."""
-        return len(cast("Sized", self.train_set)) + (0 if self.val_set is None else len(cast("Sized", self.val_set)))
-
     def split(self, size: int) -> tuple[Tensor, Tensor]:
         """Numbers of the training and of the validation images, by ``val_split`` and ``seed``."""
+        self.num_samples = size
         held_out = round(self.val_split * size) if self.val_split < 1 else int(self.val_split)
         if not 0 <= held_out < size:
             raise UserError(
@@ -119,18 +117,31 @@ class ImageDataModule(LightningDataModule):
         if not isinstance(batch, Batch):
             return batch
         if self.trainer is not None and self.trainer.training:
-            batch = self.views(batch, random_bits(self.seed, self.trainer.current_epoch, batch.sample))
+            batch = self.training_views(batch, random_bits(self.seed, self.trainer.current_epoch, batch.sample))
+        elif self.trainer is not None and self.trainer.validating and self.view_count is not None:
+            batch = batch._replace(view=torch.full_like(batch.sample, self.view_count))  # the image as it is
         return batch._replace(image=self.normalized(batch.image))
 
-    def views(self, batch: Batch, bits: Tensor) -> Batch:
+    @property
+    def view_count(self) -> int | None:
+        """How many training views an image has, ``None`` if they can't be counted."""
+        return None
+
+    def training_views(self, batch: Batch, bits: Tensor) -> Batch:
         """What a training step sees of a batch, not yet normalised, drawn by random bits (B,)."""
         return batch._replace(image=self.augmented(batch.image, bits)) if self.augment else batch
 
     def normalized(self, image: Tensor) -> Tensor:
         """Pixels (B, D, H, W) in 0…255 to floats of about zero mean and unit variance."""
-        if self._statistics is None or self._statistics.device != image.device:  # once: a copy waits for the device
-            self._statistics = torch.tensor([self.mean, self.std], device=image.device)[:, :, None, None]
-        return (image.float() / 255 - self._statistics[0]) / self._statistics[1]
+        scale, shift = self._affine or (None, None)
+        if scale is None or shift is None or scale.shape[1:] != image.shape[1:] or scale.device != image.device:
+            # once, as a copy waits for the device; as large as an image, because a row of numbers is faster than three
+            mean, std = (
+                torch.tensor(values, device=image.device).view(1, -1, 1, 1) for values in (self.mean, self.std)
+            )
+            whole = torch.ones_like(image[:1], dtype=torch.float32)
+            scale, shift = self._affine = (whole / (255 * std), -whole * mean / std)
+        return torch.addcmul(shift, image.float(), scale)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.loader(self.train_set, shuffle=True)
@@ -146,73 +157,72 @@ class ImageDataModule(LightningDataModule):
 
     def loader(self, dataset: Dataset[Any] | None, shuffle: bool = False) -> DataLoader[Any]:
         """A loader of :class:`Batch`."""
+        resident = isinstance(dataset, TensorImages) and self._move(dataset)
         return DataLoader(
             cast("Dataset[Any]", dataset),
             batch_size=self.batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not resident,
             collate_fn=collate,
         )
 
-
-class TensorImages(Dataset[Any]):
-    """Images in memory, fetched by one gather per batch.
-
-    Args:
-        image: (N, D, H, W) uint8.
-        target: (N,) int64.
-        index: (n,) the images to use.
-    """
-
-    def __init__(self, image: Tensor, target: Tensor, index: Tensor) -> None:
-        self.image = image
-        self.target = target
-        self.index = index
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, int, int]:
-        index = int(self.index[item])
-        return self.image[index], int(self.target[index]), index
-
-    def __getitems__(self, items: list[int]) -> Batch:
-        index = self.index[torch.tensor(items)]
-        return Batch(self.image[index], self.target[index], index)
-
-
-def collate(samples: Any) -> Batch:
-    """A batch as it comes from :class:`TensorImages`, or one made of single samples."""
-    if isinstance(samples, Batch):
-        return samples
-    images, targets, indices = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(targets), torch.tensor(indices))
+    def _move(self, dataset: TensorImages) -> bool:
+        """Puts a data set on the GPU that trains on it, if a quarter of its free memory will do; says if it is."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if device.type != "cuda" or self.num_workers:
+            return False
+        if dataset.image.device != device and dataset.image.nbytes <= torch.cuda.mem_get_info(device)[0] / 4:
+            dataset.to(device)
+        return dataset.image.is_cuda
 
 
 class InMemoryDataModule(ImageDataModule):
     """Base for data sets that fit in memory: a subclass reads them as uint8 tensors.
 
+    They are kept on a GPU that has room for them, and otherwise in memory.
+
     Args:
         *args: as of :class:`ImageDataModule`.
         strong_view: adds to every training batch a second, strongly augmented view of each image, see
-            :func:`~lightning_biaskd.data.augment.strong_view`: the batch holds 2B images, the weak views first, and
+            :func:`~lightning_biaskd.data.strong_view.strong_view`: the batch holds 2B images, the weak views first, and
             labels and sample numbers twice. As a loss is a mean over the batch, it is the average of the two views'.
             Published codes sum them, so their weights, that of cross-entropy too, are doubled here.
+        cutout: side of a square that covers part of each view, in pixels; 0 for none.
+        color_jitter: how far brightness, contrast and saturation may go from 1; 0 for none.
+        views: draw each image's views from as many fixed ones, chosen at random once per image and seed; ``None`` for
+            all there are. A cache of the teacher's answers holds one for each.
         **kwargs: likewise.
 
     Attributes:
         padding: pixels of zero padding before the random crop.
         flip: whether to mirror at random.
+
+    Raises:
+        UserError: no view at all.
     """
 
     padding: ClassVar[int] = 4
     flip: ClassVar[bool] = True
 
-    def __init__(self, *args: Any, strong_view: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        strong_view: bool = False,
+        cutout: int = 0,
+        color_jitter: float = 0.0,
+        views: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        if views is not None and views < 1:
+            raise UserError(f"views={views} leaves nothing to train on: give 1 at least, or null for all views")
+        self.through_pillow = self.augment == "torchvision"
         self.strong_view = strong_view
+        self.cutout = cutout
+        self.color_jitter = color_jitter
+        self.fixed_views = views
 
     @abstractmethod
     def read(self, split: Split) -> tuple[Tensor, Tensor]:
@@ -223,27 +233,67 @@ class InMemoryDataModule(ImageDataModule):
         """
 
     def augmented(self, image: Tensor, bits: Tensor) -> Tensor:
-        """See :class:`ImageDataModule`: zero-pad, crop, mirror."""
-        return crop_and_flip(image, bits, self.padding, self.flip)
+        """See :class:`ImageDataModule`: zero-pad, crop, mirror; colours and a cut-out, if wanted."""
+        image = crop_and_flip(image, bits, self.padding, self.flip)
+        if self.color_jitter:
+            bits = further_bits(bits)
+            image = color_jitter(image, bits, self.color_jitter)
+        if self.cutout:
+            bits = further_bits(bits)
+            image = cutout(image, bits, self.cutout, [255 * mean for mean in self.mean])
+        return image
 
-    def views(self, batch: Batch, bits: Tensor) -> Batch:
+    @property
+    def view_count(self) -> int | None:
+        """See :class:`ImageDataModule`."""
+        if self.strong_view or self.through_pillow:
+            return None
+        if not self.augment:
+            return 1
+        if self.fixed_views is not None:
+            return self.fixed_views
+        return None if self.cutout or self.color_jitter else count_views(self.padding, self.flip)
+
+    def training_views(self, batch: Batch, bits: Tensor) -> Batch:
         """See :class:`ImageDataModule`; the strong views, if wanted, follow the weak ones. They are cropped anew."""
-        weak = super().views(batch, bits)
+        if self.through_pillow:
+            return batch
+        weak = self._weak_views(batch, bits)
         if not self.strong_view:
             return weak
         bits = further_bits(bits)
         strong = strong_view(self.augmented(batch.image, bits), bits)
         return Batch(torch.cat([weak.image, strong]), weak.target.repeat(2), weak.sample.repeat(2))
 
+    def _weak_views(self, batch: Batch, bits: Tensor) -> Batch:
+        if not self.augment:
+            return batch._replace(view=torch.zeros_like(batch.sample))
+        if self.fixed_views is not None:
+            return self.numbered_views(batch, bits % self.fixed_views)
+        view = None if self.view_count is None else view_number(bits, self.padding, self.flip)
+        return batch._replace(image=self.augmented(batch.image, bits), view=view)
+
+    def numbered_views(self, batch: Batch, view: Tensor) -> Batch:
+        """The views (B,) of those numbers, not yet normalised; numbers are below :attr:`view_count`."""
+        if not self.augment:
+            return batch._replace(view=view)
+        drawn = self.fixed_views is not None
+        bits = random_bits(self.seed, view, batch.sample) if drawn else view_bits(view, self.flip)
+        return batch._replace(image=self.augmented(batch.image, bits), view=view)
+
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any]]:
         """See :class:`ImageDataModule`."""
         # a gather from memory costs less than handing a batch over from another process
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         image, target = self._checked("train")
+        image = image.contiguous(memory_format=torch.channels_last)  # once for both parts
         train, val = self.split(len(image))
         test_image, test_target = self._checked("test")
+        training: Dataset[Any] = TensorImages(image, target, train)
+        if self.through_pillow:
+            training = TorchvisionViews(TensorImages(image, target, train), self.padding, self.flip)
         return (
-            TensorImages(image, target, train),
+            training,
             TensorImages(image, target, val) if len(val) else None,
             TensorImages(test_image, test_target, torch.arange(len(test_image))),
         )
