@@ -2,9 +2,11 @@
 
 from lightning_biaskd.bias import BiasLoss, BiasStrategy
 from lightning_biaskd.callbacks import DynamicWeights
+from lightning_biaskd.classes import ClassMap
 from lightning_biaskd.classification import ClassificationModule
 from lightning_biaskd.distillers import DKD, KD, Distiller, WeightedSum
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.inputs import InputConversion, InputSpec
 from lightning_biaskd.models import load_weights
 from lightning_biaskd.module import DistillationModule
 from lightning_biaskd.outputs import Outputs
@@ -18,12 +20,15 @@ __all__ = [
     "KD",
     "BiasLoss",
     "BiasStrategy",
+    "ClassMap",
     "ClassificationModule",
     "DistillationModule",
     "Distiller",
     "DynamicWeights",
     "FeatureTap",
     "FrozenTeacher",
+    "InputConversion",
+    "InputSpec",
     "Outputs",
     "UserError",
     "WeightedSum",

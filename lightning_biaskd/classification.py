@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.metrics import Means, topk_accuracies
 from lightning_biaskd.models.weights import load_weights, mismatch
-from lightning_biaskd.outputs import at_least_float32
+from lightning_biaskd.outputs import Outputs, at_least_float32
 from lightning_biaskd.tap import FeatureTap
 
-_OBJECTS = ("model", "student", "teacher", "distiller", "bias", "optimizer", "lr_scheduler")
+_OBJECTS = (
+    *("model", "student", "teacher", "distiller", "bias", "optimizer", "lr_scheduler"),
+    *("model_input", "student_input", "teacher_input", "data_input"),
+)
 
 
 class ClassificationModule(LightningModule):
@@ -47,6 +51,9 @@ class ClassificationModule(LightningModule):
         optimizer: from parameters to optimizer.
         lr_scheduler: from optimizer to scheduler, ``None`` for a constant rate.
         lr_interval: whether the scheduler steps every ``"epoch"`` or every ``"step"``.
+        model_input: what a pretrained network was trained to see, where that isn't how the data are normalised; batches
+            are converted for it on the device. ``"pretrained"`` is what timm's ``pretrained_cfg`` says.
+        data_input: how the batches are normalised, ``None`` for the ``mean`` and ``std`` of the data module.
 
     Raises:
         UserError: weights that don't fit; in training, labels out of range or other classes than the data's.
@@ -66,6 +73,8 @@ class ClassificationModule(LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=5e-4),
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        model_input: InputSpec | Literal["pretrained"] | None = None,
+        data_input: InputSpec | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=_OBJECTS, logger=False)
@@ -83,10 +92,16 @@ class ClassificationModule(LightningModule):
         self._loaded = False
         self._tap = FeatureTap(model)
         self._meters = nn.ModuleDict()
+        self.data_input = self._data_input = data_input
+        self.convert = conversion(model, model_input, data_input)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, C) of images (B, …)."""
-        return self._tap(image).logits
+        return self.answer(image).logits
+
+    def answer(self, image: Tensor) -> Outputs:
+        """The network's outputs on images (B, …) that are normalised as the data are."""
+        return self._tap(image if self.convert is None else self.convert(image))
 
     def losses(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         """What one training step minimises, under ``"train/loss"``, and what it logs beside it.
@@ -205,7 +220,18 @@ class ClassificationModule(LightningModule):
         self.log_meters("test")
 
     def setup(self, stage: str) -> None:
-        self.num_classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self.num_classes = getattr(datamodule, "num_classes", None)
+        given = self._data_input or InputSpec.of_data(datamodule)
+        if given is not None:
+            self.connect_inputs(given)
+
+    def connect_inputs(self, given: InputSpec) -> None:
+        """Tells every conversion of images how the data are normalised."""
+        self.data_input = given
+        for module in self.modules():
+            if isinstance(module, InputConversion):
+                module.connect(given)
 
     def on_fit_start(self) -> None:
         if self.weights is not None and not self._loaded:

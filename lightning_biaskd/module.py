@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback
@@ -15,10 +15,12 @@ from torchmetrics import MetricCollection
 
 from lightning_biaskd.bias import BiasStrategy, partition
 from lightning_biaskd.callbacks.dynamic_weights import DynamicWeights
+from lightning_biaskd.classes import ClassMap
 from lightning_biaskd.classification import ClassificationModule, accuracy, may_read
 from lightning_biaskd.distillers import KD, Distiller
 from lightning_biaskd.distributed import losses_on_joined_batch
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.inputs import InputSpec, conversion
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.outputs import Outputs, with_sample
 from lightning_biaskd.rehearsal import first_images
@@ -61,7 +63,13 @@ class DistillationModule(ClassificationModule):
         kd_weight: :math:`w_{kd}`.
         student_weights: the student's initial weights, as ``weights`` of :class:`ClassificationModule`.
         teacher_weights: the teacher's weights, see :func:`~lightning_biaskd.models.load_weights`.
-        **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler`` and ``lr_interval``, as of the base class.
+        student_input: what the student is trained to see, as ``model_input`` of :class:`ClassificationModule`.
+        teacher_input: what the teacher was trained to see, likewise: its mean and standard deviation, resolution, and
+            grey or colour may differ from the data's and from the student's.
+        teacher_classes: for each of the data set's classes, the teacher's output that stands for it, -1 for none;
+            ``None`` where they are the same. See :class:`~lightning_biaskd.classes.ClassMap`.
+        **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler``, ``lr_interval`` and ``data_input``, as of the
+            base class.
 
     Raises:
         UserError: teacher and student share parameters; weights that don't fit; in training, teacher and student that
@@ -84,9 +92,12 @@ class DistillationModule(ClassificationModule):
         kd_weight: float = 0.5,
         student_weights: str | None = None,
         teacher_weights: str | None = None,
+        student_input: InputSpec | Literal["pretrained"] | None = None,
+        teacher_input: InputSpec | Literal["pretrained"] | None = None,
+        teacher_classes: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model=student, weights=student_weights, **kwargs)
+        super().__init__(model=student, weights=student_weights, model_input=student_input, **kwargs)
         self.hparams.pop("weights", None)  # student_weights, here
         self.distiller = copy.deepcopy(distiller)
         self.bias = copy.deepcopy(bias)
@@ -95,7 +106,16 @@ class DistillationModule(ClassificationModule):
         network = teacher.model if isinstance(teacher, FrozenTeacher) else teacher
         if {id(p) for p in network.parameters()} & {id(p) for p in student.parameters()}:
             raise UserError("teacher and student share parameters: give the teacher a network of its own")
-        self.teacher = FrozenTeacher(network, teacher_weights, distiller.teacher_layers, distiller.embedding)
+        given = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
+        self.teacher = FrozenTeacher(
+            network,
+            teacher_weights,
+            distiller.teacher_layers,
+            distiller.embedding,
+            conversion(network, teacher_input, self.data_input) or given.convert,
+            given.classes if teacher_classes is None else ClassMap(teacher_classes),
+        )
+        self._teacher_as_built = teacher_weights is None
         self._tap = FeatureTap(student, distiller.layers, distiller.embedding)
         self._rehearsed: dict[str, Any] | None = None
 
@@ -107,7 +127,7 @@ class DistillationModule(ClassificationModule):
     def losses(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         """See :class:`ClassificationModule`."""
         image, target = batch[:2]
-        teacher, student = self.teacher(image), self._tap(image)
+        teacher, student = self.teacher(image), self.answer(image)
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)
         if self.distiller.remembers:
@@ -155,7 +175,7 @@ class DistillationModule(ClassificationModule):
     def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> None:
         """See :class:`ClassificationModule`; the teacher is counted too."""
         image, target = batch[:2]
-        teacher, student = self.teacher(image), self._tap(image)
+        teacher, student = self.teacher(image), self.answer(image)
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)
         self.count_accuracy(f"{stage}/", student.logits, target)
@@ -172,7 +192,7 @@ class DistillationModule(ClassificationModule):
         if teacher.logits.shape != student.logits.shape:
             raise UserError(
                 f"the teacher gives {teacher.logits.shape[1]} classes and the student {student.logits.shape[1]}: "
-                "both must be built for the same classes"
+                "both must be built for the same classes, or teacher_classes say which output stands for which"
             )
         if may_read(teacher.logits, batch_idx) and not bool(teacher.logits.isfinite().all()):
             raise UserError(
@@ -187,6 +207,18 @@ class DistillationModule(ClassificationModule):
             gap = values[f"{stage}/acc1"] - values[f"{stage}/teacher_acc1"]
             self.log(f"{stage}/gap", gap, prog_bar=True, sync_dist=True)
         return values
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        cfg = getattr(self.teacher.model, "pretrained_cfg", None)
+        if cfg and self._teacher_as_built and self.teacher.convert is None and self.data_input is not None:
+            published = InputSpec.of_pretrained(self.teacher.model)
+            if (published.mean, published.std) != (self.data_input.mean, self.data_input.std):
+                rank_zero_warn(
+                    f"the data are normalised by mean {self.data_input.mean} and std {self.data_input.std}, timm's "
+                    f"published {type(self.teacher.model).__name__} by {published.mean} and {published.std}: if the "
+                    "teacher is that one, set teacher_input to 'pretrained'"
+                )
 
     def configure_model(self) -> None:
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
@@ -207,10 +239,12 @@ class DistillationModule(ClassificationModule):
         image = image.to(parameter.device, parameter.dtype)
         with torch.no_grad():
             self.student.eval()
-            self.distiller.build(self._tap(image), self.teacher(image), num_samples)
+            self.distiller.build(self.answer(image), self.teacher(image), num_samples)
         for module, mode in modes.items():
             module.training = mode
         self._rehearsed = {"image_shape": list(image.shape[1:]), "num_samples": num_samples}
+        if self.data_input is not None:
+            self._rehearsed |= {"mean": list(self.data_input.mean), "std": list(self.data_input.std)}
 
     def on_train_epoch_start(self) -> None:
         self.distiller.set_epoch(self.current_epoch)
@@ -228,6 +262,8 @@ class DistillationModule(ClassificationModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         rehearsed = checkpoint.get("rehearsed")
         if rehearsed is not None and self._rehearsed is None:
+            if self.data_input is None and "mean" in rehearsed:
+                self.connect_inputs(InputSpec(rehearsed["mean"], rehearsed["std"]))
             self.rehearse(torch.zeros(2, *rehearsed["image_shape"]), rehearsed["num_samples"])
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("method", self._method())

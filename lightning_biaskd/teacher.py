@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lightning_biaskd.classes import ClassMap
+from lightning_biaskd.inputs import InputConversion
 from lightning_biaskd.models.weights import load_weights
 from lightning_biaskd.outputs import Outputs
 from lightning_biaskd.tap import FeatureTap
@@ -31,6 +33,8 @@ class FrozenTeacher(nn.Module):
         layers: layers whose output a feature distiller reads, see :class:`~lightning_biaskd.FeatureTap`.
         embedding: whether to hand out the classifier and what it reads. Its parameters are frozen, so that on the
             teacher's features it records no graph either.
+        convert: makes of the images those that the network was trained to see, ``None`` where they are.
+        classes: puts its logits in the order of the data set's classes, ``None`` where they are.
 
     Attributes:
         model: the network itself.
@@ -47,13 +51,21 @@ class FrozenTeacher(nn.Module):
     model: nn.Module
 
     def __init__(
-        self, model: nn.Module, weights: str | None = None, layers: Sequence[str] = (), embedding: bool = False
+        self,
+        model: nn.Module,
+        weights: str | None = None,
+        layers: Sequence[str] = (),
+        embedding: bool = False,
+        convert: InputConversion | None = None,
+        classes: ClassMap | None = None,
     ) -> None:
         super().__init__()
         if weights is not None:
             load_weights(model, weights)
         self.__dict__["model"] = model.requires_grad_(False).eval()  # past nn.Module's registration, on purpose
         self._tap = FeatureTap(model, layers, embedding)
+        self.convert = convert
+        self.classes = classes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -63,7 +75,8 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, image: Tensor) -> Outputs:
         """Answers a batch of images (B, …) without recording a graph."""
-        return self._tap(image)
+        outputs = self._tap(image if self.convert is None else self.convert(image))
+        return outputs if self.classes is None else self.classes.outputs(outputs)
 
     def extra_repr(self) -> str:
         count = sum(p.numel() for p in self.model.parameters())

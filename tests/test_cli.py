@@ -107,6 +107,30 @@ def test_networks_of_other_libraries_are_named_like_ours(model, arguments):
     main(["fit", *FAST, *student])
 
 
+TIMM = "{class_path: timm.create_model, init_args: {model_name: test_resnet}, dict_kwargs: {num_classes: 10}}"
+TORCHVISION = "{class_path: torchvision.models.mobilenet_v3_small, dict_kwargs: {num_classes: 10}}"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "seen", "size"),
+    [
+        (TIMM, "pretrained", (160, 160)),
+        (TORCHVISION, "{mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2], size: 32}", (32, 32)),
+    ],
+)
+def test_a_teacher_of_another_library_and_input_by_yaml_alone(tmp_path, teacher, seen, size):
+    lines = [f"teacher: {teacher}", "teacher_weights: null", f"teacher_input: {seen}"]
+    lines += [f"teacher_classes: {[*range(9, -1, -1)]}"]
+    Path("teacher.yaml").write_text(f"model: {{init_args: {{{', '.join(lines)}}}}}")
+    files = ["-c", "configs/quickstart.yaml", "-c", "teacher.yaml"]
+    main(["fit", *files, "--data.batch_size", "4", *FAST])
+    path = "runs/quickstart/version_0/checkpoints/last.ckpt"
+    main(["test", "--ckpt_path", path, *FAST[4:10]])
+    teacher = DistillationModule.load_from_checkpoint(path).teacher
+    assert teacher.convert.wanted.size == size
+    assert teacher.classes.index.tolist() == [*range(9, -1, -1)]
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -123,6 +147,9 @@ def test_networks_of_other_libraries_are_named_like_ours(model, arguments):
         (["--model.distiller.temperature", "0"], "temperature must be positive"),
         (["--model.optimizer.lr=-1"], "refuses its arguments: Invalid learning rate"),
         (["--model.unknown", "1"], "unknown"),
+        (["--model.teacher_input", "pretrained"], "CIFARResNet carries no pretrained_cfg"),
+        (["--model.teacher_input.std", "[1]"], "mean .* and std .* need one number per channel"),
+        (["--model.teacher_classes", "[1, -2]"], "a class map names"),
         (["--trainer.max_epochs", "-1"], "set max_epochs or max_steps"),
         (["--ckpt_path", "nothing.ckpt"], "nothing.ckpt"),
         (["-c", "nothing.yaml"], "nothing.yaml"),

@@ -7,7 +7,7 @@ from tiny import TinyData, network, snapshot, unchanged
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_biaskd import KD, BiasStrategy, DistillationModule, UserError, WeightedSum
+from lightning_biaskd import KD, BiasStrategy, DistillationModule, InputSpec, UserError, WeightedSum
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.distillers.features import FeatureDistiller, as_map, embeddings, layer_names, same_size
 from lightning_biaskd.outputs import Outputs
@@ -97,7 +97,20 @@ def test_it_is_built_from_images_as_a_step_gets_them(trainer):
     run = trainer(limit_train_batches=1, limit_val_batches=0)
     run.fit(fit, DigitsDataModule(val_split=57))
     assert fit.distiller.built == [(64, 1257)]
-    assert fit._rehearsed == {"image_shape": [1, 8, 8], "num_samples": 1257}
+    told = {"image_shape": [1, 8, 8], "num_samples": 1257, "mean": [0.306], "std": [0.3762]}
+    assert fit._rehearsed == told
+
+
+def test_a_checkpoint_knows_how_the_images_came(trainer, tmp_path):
+    method = {"distiller": Hint(), "student_input": InputSpec(mean=[0.1], std=[0.2])}
+    run = trainer(limit_train_batches=1, limit_val_batches=0)
+    run.fit(DistillationModule(network(10, 3), network(10, 5), **method), DigitsDataModule())
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    loaded = DistillationModule.load_from_checkpoint(
+        tmp_path / "run.ckpt", student=network(10, 3), teacher=network(10, 5), **method, bias=BiasStrategy()
+    )
+    image = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(loaded(image), run.model.cpu()(image))
 
 
 class Stream(IterableDataset):

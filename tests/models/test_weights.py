@@ -1,14 +1,15 @@
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
-from tiny import network, snapshot, unchanged
+from tiny import TinyData, network, snapshot, unchanged
 from torch import nn
 
-from lightning_biaskd import UserError, load_weights
+from lightning_biaskd import ClassificationModule, DistillationModule, UserError, load_weights
 from lightning_biaskd.models import resnet8
 
 
-@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "net"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model._orig_mod."])
 def test_reads_what_is_around(tmp_path, key, prefix):
     source, target = network(), network()
@@ -34,6 +35,32 @@ def test_the_student_is_taken_where_a_teacher_is_in_the_file_too(tmp_path):
     assert unchanged(snapshot(student), target)
 
 
+@pytest.mark.parametrize(
+    ("averaged", "raw"),
+    [("state_dict", "current_model_state"), ("state_dict_ema", "state_dict"), ("model_ema", "model")],
+)
+def test_averaged_weights_are_taken_unless_told_otherwise(tmp_path, averaged, raw):
+    average, current = network(), network()
+    content = {averaged: average.state_dict(), raw: {f"module.{k}": v for k, v in current.state_dict().items()}}
+    torch.save(
+        {**content, "optimizer": {"state": {}}, "averaging_state": {"n": torch.tensor(3)}}, tmp_path / "ema.ckpt"
+    )
+    for ema, source in ((True, average), (False, current)):
+        target = network()
+        load_weights(target, tmp_path / "ema.ckpt", ema=ema)
+        assert unchanged(snapshot(source), target)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize("build", [ClassificationModule, lambda student: DistillationModule(student, network())])
+def test_reads_checkpoints_of_ours(trainer, tmp_path, build):
+    source, target = network(), network()
+    saving = ModelCheckpoint(dirpath=tmp_path, filename="run")
+    trainer(enable_checkpointing=True, callbacks=[saving]).fit(build(source), TinyData())
+    load_weights(target, tmp_path / "run.ckpt")
+    assert unchanged(snapshot(source), target)
+
+
 def test_builtin_weights_are_small_and_fit():
     load_weights(resnet8(10, in_channels=1), "builtin:digits_resnet8")
     with pytest.raises(UserError, match="choose builtin: and one of digits_resnet8"):
@@ -45,8 +72,11 @@ class Trap:
         return print, ("code ran",)
 
 
-def test_a_pickle_with_code_is_refused_unopened(tmp_path, capsys):
-    torch.save({"state_dict": Trap()}, tmp_path / "trap.pt")
+@pytest.mark.parametrize(
+    "content", [{"state_dict": Trap()}, {"model": network().state_dict(), "args": Trap()}, network()]
+)
+def test_a_pickle_with_code_is_refused_unopened(tmp_path, capsys, content):
+    torch.save(content, tmp_path / "trap.pt")
     with pytest.raises(UserError, match="was not opened"):
         load_weights(network(), tmp_path / "trap.pt")
     assert "code ran" not in capsys.readouterr().out
@@ -60,6 +90,13 @@ def test_a_damaged_file_is_one_line(tmp_path, name):
     with pytest.raises(UserError, match="no readable checkpoint") as error:
         load_weights(network(), path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["<!DOCTYPE html>", "version https://git-lfs.github.com/spec/v1\noid sha256:1", ""])
+def test_a_page_in_place_of_a_file_is_one_line(tmp_path, text):
+    (tmp_path / "weights.pt").write_text(text)
+    with pytest.raises(UserError, match="no readable checkpoint"):
+        load_weights(network(), tmp_path / "weights.pt")
 
 
 @pytest.mark.parametrize(
@@ -99,3 +136,6 @@ def test_no_file_and_no_state_dict(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     with pytest.raises(UserError, match="holds no state dict"):
         load_weights(network(), tmp_path / "list.pt")
+    torch.save({"a": network().state_dict(), "b": network().state_dict()}, tmp_path / "two.pt")
+    with pytest.raises(UserError, match="holds no state dict"):
+        load_weights(network(), tmp_path / "two.pt")
