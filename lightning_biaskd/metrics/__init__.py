@@ -3,7 +3,7 @@
 from lightning_biaskd.metrics.accuracy import CalibrationError, Means, topk_accuracies
 from lightning_biaskd.metrics.agreement import Agreement, DistributionGap
 from lightning_biaskd.metrics.beyond_teacher import BeyondTeacher, Contingency, mcnemar
-from lightning_biaskd.metrics.bias_rate import BiasRate, ConfusedPair, confused_pairs
+from lightning_biaskd.metrics.bias_rate import BiasRate, ConfusedPair, NotOnTop, confused_pairs
 
 __all__ = [
     "Agreement",
@@ -14,6 +14,7 @@ __all__ = [
     "Contingency",
     "DistributionGap",
     "Means",
+    "NotOnTop",
     "confused_pairs",
     "mcnemar",
     "topk_accuracies",

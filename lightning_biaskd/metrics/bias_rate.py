@@ -85,3 +85,37 @@ class BiasRate(Metric):
             "per_class": 1 - right / seen,
             "confusion": self.confusion,
         }
+
+
+class NotOnTop(Metric):
+    """Share of the teacher's wrong answers whose label a rectification does not put on top.
+
+    Shape of ``update(teacher_logits, rectified_logits, target)``: (B, C), (B, C), (B,). ``compute`` is NaN where no
+    answer was wrong.
+
+    Example:
+        >>> metric = NotOnTop()
+        >>> teacher, rectified = torch.tensor([[3.0, 2.0, 1.0]] * 2), torch.tensor([[2.0, 3.0, 1.0], [3.0, 2.0, 1.0]])
+        >>> metric.update(teacher, rectified, torch.tensor([1, 1]))
+        >>> metric.compute()
+        tensor(0.5000)
+    """
+
+    full_state_update = False
+    missed: Tensor
+    wrong: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("missed", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("wrong", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, teacher_logits: Tensor, rectified_logits: Tensor, target: Tensor) -> None:
+        """Adds a batch."""
+        wrong = ~partition(teacher_logits, target)
+        self.wrong += wrong.sum()
+        self.missed += (wrong & ~partition(rectified_logits, target)).sum()
+
+    def compute(self) -> Tensor:
+        """The share, in [0, 1]."""
+        return self.missed / self.wrong
