@@ -48,6 +48,7 @@ class ImageDataModule(LightningDataModule):
 
     Attributes:
         num_classes: C.
+        class_names: one per class, ``None`` where there are none but the numbers.
         in_channels: of the images.
         image_size: height and width in pixels.
         mean: per channel, of pixels in [0, 1].
@@ -58,6 +59,7 @@ class ImageDataModule(LightningDataModule):
     """
 
     num_classes: int
+    class_names: Sequence[str] | None = None
     in_channels: ClassVar[int] = 3
     image_size: ClassVar[int]
     mean: ClassVar[Sequence[float]]
@@ -195,6 +197,9 @@ class InMemoryDataModule(ImageDataModule):
             :func:`~lightning_biaskd.data.augment.strong_view`: the batch holds 2B images, the weak views first, and
             labels and sample numbers twice. As a loss is a mean over the batch, it is the average of the two views'.
             Published codes sum them, so their weights, that of cross-entropy too, are doubled here.
+        train_size: number of training images, drawn by ``seed`` from those that validation leaves; ``None`` for all.
+        label_noise: share of them whose label is replaced by another class, any with the same chance, by ``seed``.
+            Labels of validation and test stay as they are.
         **kwargs: likewise.
 
     Attributes:
@@ -205,9 +210,18 @@ class InMemoryDataModule(ImageDataModule):
     padding: ClassVar[int] = 4
     flip: ClassVar[bool] = True
 
-    def __init__(self, *args: Any, strong_view: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        strong_view: bool = False,
+        train_size: int | None = None,
+        label_noise: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.strong_view = strong_view
+        self.train_size = train_size
+        self.label_noise = label_noise
 
     @abstractmethod
     def read(self, split: Split) -> tuple[Tensor, Tensor]:
@@ -236,12 +250,31 @@ class InMemoryDataModule(ImageDataModule):
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         image, target = self._checked("train")
         train, val = self.split(len(image))
+        train = self._subset(train)
         test_image, test_target = self._checked("test")
         return (
-            TensorImages(image, target, train),
+            TensorImages(image, self._noisy(target, train), train),
             TensorImages(image, target, val) if len(val) else None,
             TensorImages(test_image, test_target, torch.arange(len(test_image))),
         )
+
+    def _subset(self, train: Tensor) -> Tensor:
+        if self.train_size is None:
+            return train
+        if not 0 < self.train_size <= len(train):
+            raise UserError(f"train_size={self.train_size}, but there are {len(train)} training images: choose fewer")
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
+        return train[order[: self.train_size].sort().values]
+
+    def _noisy(self, target: Tensor, train: Tensor) -> Tensor:
+        if not 0 <= self.label_noise <= 1:
+            raise UserError(f"label_noise={self.label_noise} is no share: choose a number from 0 to 1")
+        generator = torch.Generator().manual_seed(self.seed)
+        changed = train[torch.randperm(len(train), generator=generator)[: round(self.label_noise * len(train))]]
+        step = torch.randint(1, self.num_classes, changed.shape, generator=generator)
+        noisy = target.clone()
+        noisy[changed] = (target[changed] + step) % self.num_classes
+        return noisy
 
     def _checked(self, split: Split) -> tuple[Tensor, Tensor]:
         image, target = self.read(split)
