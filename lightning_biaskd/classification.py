@@ -111,7 +111,8 @@ class ClassificationModule(LightningModule):
             batch_idx: number of the batch in the epoch.
 
         Returns:
-            Scalars by the names that they are logged under.
+            Scalars by the names that they are logged under. A tensor that is no scalar isn't logged: callbacks find it
+            in the ``outputs`` of ``on_train_batch_end``.
         """
         image, target = batch[:2]
         logits = self(image)
@@ -123,18 +124,22 @@ class ClassificationModule(LightningModule):
         """Mean cross-entropy of logits (B, C) against labels (B,), in float32 at least."""
         return F.cross_entropy(at_least_float32(logits), target, label_smoothing=self.label_smoothing)
 
-    def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> None:
+    def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
         """Counts one batch of an evaluation; its result is logged at the end of the epoch.
 
         Args:
             stage: ``"val"`` or ``"test"``.
             batch: ``(image, target, …)``.
             batch_idx: number of the batch.
+
+        Returns:
+            What callbacks find in the ``outputs`` of ``on_validation_batch_end``, if anything.
         """
         image, target = batch[:2]
         logits = self(image)
         self.check_batch(batch_idx, target, logits)
         self.count_accuracy(f"{stage}/", logits, target)
+        return None
 
     def check_batch(self, batch_idx: int, target: Tensor, logits: Tensor) -> None:
         """Refuses a batch whose labels and logits can't belong together.
@@ -191,19 +196,20 @@ class ClassificationModule(LightningModule):
             self.log(key, value, prog_bar=key.startswith("val/") and key.endswith("acc1"), sync_dist=True)
         return values
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         losses = self.losses(batch, batch_idx)
-        self.meter("train/", lambda: Means(list(losses))).update(list(losses.values()), len(batch[1]))
+        scalars = {name: value for name, value in losses.items() if value.dim() == 0}
+        self.meter("train/", lambda: Means(list(scalars))).update(list(scalars.values()), len(batch[1]))
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
         if every and (self.global_step + 1) % every == 0:
             self.log("train/loss_step", losses["train/loss"].detach(), prog_bar=True)
-        return losses["train/loss"]
+        return {"loss": losses["train/loss"], **{name: x for name, x in losses.items() if name not in scalars}}
 
-    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        self.evaluate("val", batch, batch_idx)
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
+        return self.evaluate("val", batch, batch_idx)
 
-    def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        self.evaluate("test", batch, batch_idx)
+    def test_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
+        return self.evaluate("test", batch, batch_idx)
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Logits (B, C)."""

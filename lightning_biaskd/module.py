@@ -140,6 +140,7 @@ class DistillationModule(ClassificationModule):
             "train/loss_kd": kd,
             "train/acc1": accuracy(student.logits, target),
             **parts,
+            **self.answers(student, teacher),
         }
 
     def distillation_loss(self, student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -172,7 +173,11 @@ class DistillationModule(ClassificationModule):
             )
         return batch[2]
 
-    def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> None:
+    def answers(self, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        """What callbacks get to see of a step, as ``outputs["student_logits"]`` and so on: (B, C), without gradient."""
+        return {"student_logits": student.logits.detach(), "teacher_logits": teacher.logits}
+
+    def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
         """See :class:`ClassificationModule`; the teacher is counted too."""
         image, target = batch[:2]
         teacher, student = self.teacher(image), self.answer(image)
@@ -182,6 +187,7 @@ class DistillationModule(ClassificationModule):
         self.count_accuracy(f"{stage}/teacher_", teacher.logits, target)
         beyond = self.meter(f"{stage}/beyond", lambda: MetricCollection([BeyondTeacher()], prefix=f"{stage}/"))
         beyond.update(student.logits, teacher.logits, target)
+        return self.answers(student, teacher)
 
     def check_teacher(self, batch_idx: int, student: Outputs, teacher: Outputs) -> None:
         """Refuses a teacher that doesn't fit the student or is not finite; values are read as in :meth:`check_batch`.

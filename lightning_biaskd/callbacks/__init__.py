@@ -1,6 +1,18 @@
 """Lightning callbacks, one file each."""
 
+from lightning_biaskd.callbacks.bias_monitor import BiasMonitor
+from lightning_biaskd.callbacks.curve_plot import CurvePlot
 from lightning_biaskd.callbacks.dynamic_weights import DynamicWeights
+from lightning_biaskd.callbacks.history import EpochPicture, History
+from lightning_biaskd.callbacks.progress_bar import DistillationProgressBar
 from lightning_biaskd.callbacks.result_table import ResultTable
 
-__all__ = ["DynamicWeights", "ResultTable"]
+__all__ = [
+    "BiasMonitor",
+    "CurvePlot",
+    "DistillationProgressBar",
+    "DynamicWeights",
+    "EpochPicture",
+    "History",
+    "ResultTable",
+]

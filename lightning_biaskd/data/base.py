@@ -48,6 +48,7 @@ class ImageDataModule(LightningDataModule):
 
     Attributes:
         num_classes: C.
+        class_names: one per class, ``None`` where there are none but the numbers.
         in_channels: of the images.
         image_size: height and width in pixels.
         mean: per channel, of pixels in [0, 1].
@@ -59,6 +60,7 @@ class ImageDataModule(LightningDataModule):
     """
 
     num_classes: int
+    class_names: Sequence[str] | None = None
     in_channels: ClassVar[int] = 3
     image_size: ClassVar[int]
     mean: ClassVar[Sequence[float]]
@@ -193,6 +195,9 @@ class InMemoryDataModule(ImageDataModule):
         color_jitter: how far brightness, contrast and saturation may go from 1; 0 for none.
         views: draw each image's views from as many fixed ones, chosen at random once per image and seed; ``None`` for
             all there are. A cache of the teacher's answers holds one for each.
+        train_size: number of training images, drawn by ``seed`` from those that validation leaves; ``None`` for all.
+        label_noise: share of them whose label is replaced by another class, any with the same chance, by ``seed``.
+            Labels of validation and test stay as they are.
         **kwargs: likewise.
 
     Attributes:
@@ -213,6 +218,8 @@ class InMemoryDataModule(ImageDataModule):
         cutout: int = 0,
         color_jitter: float = 0.0,
         views: int | None = None,
+        train_size: int | None = None,
+        label_noise: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -223,6 +230,8 @@ class InMemoryDataModule(ImageDataModule):
         self.cutout = cutout
         self.color_jitter = color_jitter
         self.fixed_views = views
+        self.train_size = train_size
+        self.label_noise = label_noise
 
     @abstractmethod
     def read(self, split: Split) -> tuple[Tensor, Tensor]:
@@ -288,15 +297,33 @@ class InMemoryDataModule(ImageDataModule):
         image, target = self._checked("train")
         image = image.contiguous(memory_format=torch.channels_last)  # once for both parts
         train, val = self.split(len(image))
+        train = self._subset(train)
         test_image, test_target = self._checked("test")
-        training: Dataset[Any] = TensorImages(image, target, train)
-        if self.through_pillow:
-            training = TorchvisionViews(TensorImages(image, target, train), self.padding, self.flip)
+        images = TensorImages(image, self._noisy(target, train), train)
+        training = TorchvisionViews(images, self.padding, self.flip) if self.through_pillow else images
         return (
             training,
             TensorImages(image, target, val) if len(val) else None,
             TensorImages(test_image, test_target, torch.arange(len(test_image))),
         )
+
+    def _subset(self, train: Tensor) -> Tensor:
+        if self.train_size is None:
+            return train
+        if not 0 < self.train_size <= len(train):
+            raise UserError(f"train_size={self.train_size}, but there are {len(train)} training images: choose fewer")
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
+        return train[order[: self.train_size].sort().values]
+
+    def _noisy(self, target: Tensor, train: Tensor) -> Tensor:
+        if not 0 <= self.label_noise <= 1:
+            raise UserError(f"label_noise={self.label_noise} is no share: choose a number from 0 to 1")
+        generator = torch.Generator().manual_seed(self.seed)
+        changed = train[torch.randperm(len(train), generator=generator)[: round(self.label_noise * len(train))]]
+        step = torch.randint(1, self.num_classes, changed.shape, generator=generator)
+        noisy = target.clone()
+        noisy[changed] = (target[changed] + step) % self.num_classes
+        return noisy
 
     def _checked(self, split: Split) -> tuple[Tensor, Tensor]:
         image, target = self.read(split)

@@ -25,6 +25,7 @@ class FashionMNISTDataModule(InMemoryDataModule):
     """
 
     num_classes = 10
+    class_names = tuple(FashionMNIST.classes)
     in_channels = 1
     image_size = 28
     mean = (0.2860,)

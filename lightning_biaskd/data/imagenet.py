@@ -68,7 +68,7 @@ class ImageNetDataModule(ImageDataModule):
             raise UserError(
                 f"'{self.root}/train' and '{self.root}/val' hold different class folders: make them the same"
             )
-        self.num_classes = len(train.classes)
+        self.num_classes, self.class_names = len(train.classes), train.classes
         kept, held_out = self.split(len(train))
         val = _IndexedFolder(train.root, self._test_view)
         return Subset(train, kept.tolist()), Subset(val, held_out.tolist()) if len(held_out) else None, test

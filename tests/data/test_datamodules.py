@@ -75,6 +75,48 @@ def test_val_split_is_a_share_or_a_number_or_nothing():
             DigitsDataModule(val_split=val_split).setup()
 
 
+def labels(**kwargs):
+    data = DigitsDataModule(val_split=0.2, **kwargs)
+    data.setup()
+    return data.train_set, data.val_set, data.test_set
+
+
+def test_a_training_subset_is_fixed_by_the_seed_and_leaves_the_rest_alone():
+    train, val, test = labels(train_size=100)
+    full, full_val, full_test = labels()
+    assert len(train) == len(set(train.index.tolist())) == 100
+    assert set(train.index.tolist()) < set(full.index.tolist())
+    assert torch.equal(val.index, full_val.index)
+    assert torch.equal(test.index, full_test.index)
+    assert torch.equal(train.index, labels(train_size=100)[0].index)
+    assert not torch.equal(train.index, labels(train_size=100, seed=1)[0].index)
+    assert set(train.index.tolist()) < set(labels(train_size=101)[0].index.tolist())
+    for size in (0, 1007):
+        with pytest.raises(UserError, match=f"train_size={size}, but there are 1006 training images"):
+            labels(train_size=size)
+
+
+@pytest.mark.parametrize("train_size", [None, 500])
+def test_label_noise_is_an_exact_share_of_the_training_labels_alone(train_size):
+    noisy, noisy_val, noisy_test = labels(label_noise=0.2, train_size=train_size)
+    clean, clean_val, clean_test = labels(train_size=train_size)
+    wrong = noisy.target[noisy.index] != clean.target[clean.index]
+    assert wrong.sum() == round(0.2 * len(noisy))
+    assert torch.equal(noisy_val.target[noisy_val.index], clean_val.target[clean_val.index])
+    assert torch.equal(noisy_test.target, clean_test.target)
+    assert torch.equal(noisy.target, labels(label_noise=0.2, train_size=train_size)[0].target)
+
+
+def test_noisy_labels_are_spread_over_all_other_classes():
+    noisy, *_ = labels(label_noise=1.0)
+    clean, *_ = labels()
+    steps = torch.bincount((noisy.target - clean.target)[noisy.index] % 10, minlength=10)
+    assert steps[0] == 0
+    assert steps[1:].min() > 80  # 1,006 over nine classes: 112 each, standard deviation 10
+    with pytest.raises(UserError, match=r"label_noise=1.5 is no share"):
+        labels(label_noise=1.5)
+
+
 def test_pixels_are_normalised_with_the_constants_of_the_data(trainer):
     image, target = views(trainer, DigitsDataModule(augment=False, val_split=0))
     assert image.shape == (1257, 1, 8, 8)
@@ -229,6 +271,7 @@ def test_fashion_mnist_reads_idx_files(tmp_path, pack, below):
     batch = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
     assert batch.image.shape == (20, 1, 28, 28)
     assert batch.target.tolist() == [i % 10 for i in range(20)]
+    assert (len(data.class_names), data.class_names[6]) == (10, "Shirt")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +308,7 @@ def test_cifar_reads_torchvisions_files(tmp_path, monkeypatch, module):
     image = np.asarray(reference[3][0])
     assert torch.equal(batch.image[3], torch.tensor(image).permute(2, 0, 1))
     assert batch.target[3] == reference[3][1]
+    assert data.class_names == reference.classes
     (tmp_path / module.files.base_folder / module.files.test_list[0][0]).write_bytes(b"damaged")
     with pytest.raises(UserError, match="or damaged there"):
         module(str(tmp_path)).setup()
@@ -277,6 +321,7 @@ def test_imagenet_reads_class_folders(tmp_path, trainer):
     assert image.shape == (9, 3, 32, 32)
     assert target.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert data.num_classes == 3
+    assert data.class_names == ["cat", "dog", "eel"]
     assert (len(data.train_set), len(data.val_set)) == (14, 4)
     assert not set(data.train_set.indices) & set(data.val_set.indices)
     assert views(trainer, data)[0].shape == (14, 3, 32, 32)
