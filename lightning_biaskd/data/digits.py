@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from lightning_biaskd.data.base import InMemoryDataModule, Split
+from lightning_biaskd.data.in_memory import InMemoryDataModule, Split
 
 
 class DigitsDataModule(InMemoryDataModule):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
-from lightning_biaskd.data.base import InMemoryDataModule, Split
+from lightning_biaskd.data.in_memory import InMemoryDataModule, Split
 from lightning_biaskd.errors import UserError
 
 _PREFIX = {"train": "train", "test": "t10k"}
