@@ -20,6 +20,7 @@ from lightning_biaskd.classification import ClassificationModule, accuracy, may_
 from lightning_biaskd.distillers import KD, Distiller
 from lightning_biaskd.distributed import losses_on_joined_batch
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.fast_teacher import Backend, Precision
 from lightning_biaskd.inputs import InputSpec, conversion
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.outputs import Outputs, with_sample
@@ -68,8 +69,11 @@ class DistillationModule(ClassificationModule):
             grey or colour may differ from the data's and from the student's.
         teacher_classes: for each of the data set's classes, the teacher's output that stands for it, -1 for none;
             ``None`` where they are the same. See :class:`~lightning_biaskd.classes.ClassMap`.
-        **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler``, ``lr_interval`` and ``data_input``, as of the
-            base class.
+        teacher_backend: how the teacher is run: ``"plain"``, ``"fast"`` (the default), ``"compile"`` or
+            ``"onnxruntime"``, see :func:`~lightning_biaskd.fast_teacher.accelerate`.
+        teacher_precision: ``"32"``, ``"bf16"`` or ``"16"``, of its weights and arithmetic; ``None`` for the Trainer's.
+        **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler``, ``lr_interval``, ``data_input``,
+            ``channels_last`` and ``compile``, as of the base class. What is compiled is student, teacher and loss.
 
     Raises:
         UserError: teacher and student share parameters; weights that don't fit; in training, teacher and student that
@@ -95,6 +99,8 @@ class DistillationModule(ClassificationModule):
         student_input: InputSpec | Literal["pretrained"] | None = None,
         teacher_input: InputSpec | Literal["pretrained"] | None = None,
         teacher_classes: Sequence[int] | None = None,
+        teacher_backend: Backend | None = None,
+        teacher_precision: Precision | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=student, weights=student_weights, model_input=student_input, **kwargs)
@@ -114,6 +120,8 @@ class DistillationModule(ClassificationModule):
             distiller.embedding,
             conversion(network, teacher_input, self.data_input) or given.convert,
             given.classes if teacher_classes is None else ClassMap(teacher_classes),
+            teacher_backend or given.backend,
+            teacher_precision or given.precision,
         )
         self._teacher_as_built = teacher_weights is None
         self._tap = FeatureTap(student, distiller.layers, distiller.embedding)
@@ -225,6 +233,13 @@ class DistillationModule(ClassificationModule):
                     f"published {type(self.teacher.model).__name__} by {published.mean} and {published.std}: if the "
                     "teacher is that one, set teacher_input to 'pretrained'"
                 )
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """See :class:`ClassificationModule`; the loss is compiled too, and the teacher compiles itself."""
+        if self.teacher.backend == "fast":
+            self.teacher.backend = "compile"
+        loss = [term for term, _ in self.distiller.terms()] if self.bias is None else [self.bias]
+        return [*super().parts_to_compile(), *loss]
 
     def configure_model(self) -> None:
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING

@@ -50,8 +50,9 @@ class FeatureTap:
     def __init__(self, model: nn.Module, layers: Sequence[str] = (), embedding: bool = False) -> None:
         self.model = model
         self.layers = tuple(layers)
+        self.embedding = embedding
         self._seen: dict[str, Tensor] = {}
-        self._embedding: dict[str, Tensor] = {}
+        self._read: dict[str, Tensor] = {}
         self._head: nn.Module | None = None
         self._unresolved = [name for name in self.layers if name.startswith("-") or name.endswith(":pre")]
         self._headless = embedding
@@ -71,9 +72,9 @@ class FeatureTap:
         if not self.layers and self._head is None:
             return answer
         features = {**answer.features, **{name: self._seen[name] for name in self.layers}}
-        embedding = answer.embedding if self._head is None else self._embedding["embedding"]
+        embedding = answer.embedding if self._head is None else self._read["embedding"]
         self._seen.clear()
-        self._embedding.clear()
+        self._read.clear()
         return Outputs(answer.logits, features, embedding, answer.head if self._head is None else self._head)
 
     def _find(self, name: str) -> nn.Module:
@@ -97,7 +98,7 @@ class FeatureTap:
         given = isinstance(answer, Outputs) and answer.embedding is not None and answer.head is not None
         if self._headless and not given:
             self._head = self._classifier(logits_of(answer), calls)
-            self._head.register_forward_pre_hook(_KeepInput(self._embedding, "embedding"))
+            self._head.register_forward_pre_hook(_KeepInput(self._read, "embedding"))
         self._unresolved, self._headless = [], False
 
     def _stage(self, number: str, calls: list[_Call]) -> str:

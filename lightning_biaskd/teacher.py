@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.classes import ClassMap
+from lightning_biaskd.fast_teacher import Backend, Precision, accelerate
 from lightning_biaskd.inputs import InputConversion
 from lightning_biaskd.models.weights import load_weights
 from lightning_biaskd.outputs import Outputs
@@ -35,6 +36,9 @@ class FrozenTeacher(nn.Module):
             teacher's features it records no graph either.
         convert: makes of the images those that the network was trained to see, ``None`` where they are.
         classes: puts its logits in the order of the data set's classes, ``None`` where they are.
+        backend: how it is run, see :func:`~lightning_biaskd.fast_teacher.accelerate`. The first call prepares it, from
+            the weights that the network has then; if calls will be compiled, make one before.
+        precision: of its weights and arithmetic, likewise.
 
     Attributes:
         model: the network itself.
@@ -58,6 +62,8 @@ class FrozenTeacher(nn.Module):
         embedding: bool = False,
         convert: InputConversion | None = None,
         classes: ClassMap | None = None,
+        backend: Backend = "fast",
+        precision: Precision | None = None,
     ) -> None:
         super().__init__()
         if weights is not None:
@@ -66,16 +72,32 @@ class FrozenTeacher(nn.Module):
         self._tap = FeatureTap(model, layers, embedding)
         self.convert = convert
         self.classes = classes
+        self._backend: Backend = backend
+        self.precision = precision
+        self._run: Callable[[Tensor], Outputs] | None = None
+
+    @property
+    def backend(self) -> Backend:
+        """How the network is run; the next call prepares for another."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: Backend) -> None:
+        self._backend, self._run = backend, None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.model._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._run = None
         return self
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Outputs:
         """Answers a batch of images (B, …) without recording a graph."""
-        outputs = self._tap(image if self.convert is None else self.convert(image))
+        image = image if self.convert is None else self.convert(image)
+        if self._run is None:
+            self._run = accelerate(self._tap, image, self.backend, self.precision)
+        outputs = self._run(image)
         return outputs if self.classes is None else self.classes.outputs(outputs)
 
     def extra_repr(self) -> str:
