@@ -12,6 +12,7 @@ from lightning_biaskd.module import DistillationModule
 from lightning_biaskd.outputs import Outputs
 from lightning_biaskd.tap import FeatureTap
 from lightning_biaskd.teacher import FrozenTeacher
+from lightning_biaskd.teacher_cache import TeacherCache
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "InputConversion",
     "InputSpec",
     "Outputs",
+    "TeacherCache",
     "UserError",
     "WeightedSum",
     "load_weights",

@@ -22,7 +22,7 @@ from lightning_biaskd.tap import FeatureTap
 
 _OBJECTS = (
     *("model", "student", "teacher", "distiller", "bias", "optimizer", "lr_scheduler"),
-    *("model_input", "student_input", "teacher_input", "data_input"),
+    *("model_input", "student_input", "teacher_input", "data_input", "teacher_cache"),
 )
 
 

@@ -17,6 +17,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Which of them this is; 0 where none were launched."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 class _Gather(torch.autograd.Function):
     """All ranks' tensors, (N, B, …); backward adds up what all ranks ask of this rank's."""
 
@@ -30,7 +35,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous()
         dist.all_reduce(grad)
-        return grad[dist.get_rank()]
+        return grad[rank()]
 
 
 def gather(x: Tensor, views: int = 1) -> Tensor:
@@ -53,7 +58,7 @@ def own_part(joined: Tensor, views: int = 1) -> Tensor:
     if world_size() == 1:
         return joined
     by_view = joined.reshape(views, world_size(), -1, *joined.shape[1:])
-    return by_view[:, dist.get_rank()].flatten(0, 1)
+    return by_view[:, rank()].flatten(0, 1)
 
 
 def losses_on_joined_batch(

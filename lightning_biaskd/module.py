@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback
@@ -17,6 +17,7 @@ from lightning_biaskd.bias import BiasStrategy, partition
 from lightning_biaskd.callbacks.dynamic_weights import DynamicWeights
 from lightning_biaskd.classes import ClassMap
 from lightning_biaskd.classification import ClassificationModule, accuracy, may_read
+from lightning_biaskd.data.batch import Batch
 from lightning_biaskd.distillers import KD, Distiller
 from lightning_biaskd.distributed import losses_on_joined_batch
 from lightning_biaskd.errors import UserError
@@ -27,6 +28,7 @@ from lightning_biaskd.outputs import Outputs, with_sample
 from lightning_biaskd.rehearsal import first_images
 from lightning_biaskd.tap import FeatureTap
 from lightning_biaskd.teacher import FrozenTeacher
+from lightning_biaskd.teacher_cache import TeacherCache
 
 __all__ = ["ClassificationModule", "DistillationModule"]
 
@@ -72,6 +74,8 @@ class DistillationModule(ClassificationModule):
         teacher_backend: how the teacher is run: ``"plain"``, ``"fast"`` (the default), ``"compile"`` or
             ``"onnxruntime"``, see :func:`~lightning_biaskd.fast_teacher.accelerate`.
         teacher_precision: ``"32"``, ``"bf16"`` or ``"16"``, of its weights and arithmetic; ``None`` for the Trainer's.
+        teacher_cache: where the teacher's answers are kept, a folder or a :class:`~lightning_biaskd.TeacherCache`;
+            ``None`` asks the teacher every time.
         **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler``, ``lr_interval``, ``data_input``,
             ``channels_last`` and ``compile``, as of the base class. What is compiled is student, teacher and loss.
 
@@ -101,6 +105,7 @@ class DistillationModule(ClassificationModule):
         teacher_classes: Sequence[int] | None = None,
         teacher_backend: Backend | None = None,
         teacher_precision: Precision | None = None,
+        teacher_cache: TeacherCache | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=student, weights=student_weights, model_input=student_input, **kwargs)
@@ -126,6 +131,9 @@ class DistillationModule(ClassificationModule):
         self._teacher_as_built = teacher_weights is None
         self._tap = FeatureTap(student, distiller.layers, distiller.embedding)
         self._rehearsed: dict[str, Any] | None = None
+        self.teacher_cache = TeacherCache(teacher_cache) if isinstance(teacher_cache, str) else teacher_cache
+        if self.teacher_cache is not None and (distiller.teacher_layers or distiller.embedding):
+            raise UserError(f"{type(distiller).__name__} reads the teacher's features, and a cache holds logits alone")
 
     @property
     def student(self) -> nn.Module:
@@ -135,7 +143,7 @@ class DistillationModule(ClassificationModule):
     def losses(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         """See :class:`ClassificationModule`."""
         image, target = batch[:2]
-        teacher, student = self.teacher(image), self.answer(image)
+        teacher, student = self.ask_teacher(batch), self.answer(image)
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)
         if self.distiller.remembers:
@@ -150,6 +158,12 @@ class DistillationModule(ClassificationModule):
             **parts,
             **self.answers(student, teacher),
         }
+
+    def ask_teacher(self, batch: Sequence[Any]) -> Outputs:
+        """The teacher's outputs for a batch, from its cache where it has one for such a batch."""
+        if self.teacher_cache is not None and self.teacher_cache.is_open and getattr(batch, "view", None) is not None:
+            return self.teacher_cache.answer(cast("Batch", batch), self.teacher)
+        return self.teacher(batch[0])  # type: ignore[no-any-return]
 
     def distillation_loss(self, student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The distillation term, a scalar, and the scalars that are logged with it."""
@@ -188,7 +202,7 @@ class DistillationModule(ClassificationModule):
     def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
         """See :class:`ClassificationModule`; the teacher is counted too."""
         image, target = batch[:2]
-        teacher, student = self.teacher(image), self.answer(image)
+        teacher, student = self.ask_teacher(batch), self.answer(image)
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)
         self.count_accuracy(f"{stage}/", student.logits, target)
@@ -267,8 +281,16 @@ class DistillationModule(ClassificationModule):
         if self.data_input is not None:
             self._rehearsed |= {"mean": list(self.data_input.mean), "std": list(self.data_input.std)}
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.teacher_cache is not None:
+            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.teacher_cache.open(self.teacher, datamodule, self.num_classes)
+
     def on_train_epoch_start(self) -> None:
         self.distiller.set_epoch(self.current_epoch)
+        if self.teacher_cache is not None and self.device.type == "cuda":
+            self.teacher_cache.keep_on(self.device, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_biaskd.classes import ClassMap
 from lightning_biaskd.fast_teacher import Backend, Precision, accelerate
+from lightning_biaskd.fingerprint import fingerprint
 from lightning_biaskd.inputs import InputConversion
 from lightning_biaskd.models.weights import load_weights
 from lightning_biaskd.outputs import Outputs
@@ -99,6 +100,13 @@ class FrozenTeacher(nn.Module):
             self._run = accelerate(self._tap, image, self.backend, self.precision)
         outputs = self._run(image)
         return outputs if self.classes is None else self.classes.outputs(outputs)
+
+    def fingerprint(self) -> str:
+        """Names what it answers: its network, weights and precision, and what is done to images and classes."""
+        classes = None if self.classes is None else self.classes.index
+        weights = self.model.state_dict()
+        given = type(self.model).__name__, list(weights), repr(self.convert), self.precision
+        return fingerprint(*given, classes, *weights.values())
 
     def extra_repr(self) -> str:
         count = sum(p.numel() for p in self.model.parameters())

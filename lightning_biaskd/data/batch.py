@@ -53,7 +53,10 @@ class TensorImages(Dataset[Any]):
         return self.image[index], int(self.target[index]), index
 
     def __getitems__(self, items: list[int]) -> Batch:
-        index = self.index[torch.tensor(items)]
+        return self.pick(self.index[torch.tensor(items)])
+
+    def pick(self, index: Tensor) -> Batch:
+        """The images of those numbers (B,), used or not."""
         there = index.to(self.image.device, non_blocking=True)
         pixels = self.image.permute(0, 2, 3, 1)
         image = pixels.flatten(1).index_select(0, there).view(-1, *pixels.shape[1:]).permute(0, 3, 1, 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from lightning_biaskd.data.in_memory import InMemoryDataModule, Split
@@ -26,6 +25,8 @@ class DigitsDataModule(InMemoryDataModule):
 
     def read(self, split: Split) -> tuple[Tensor, Tensor]:
         """See :class:`InMemoryDataModule`."""
+        from sklearn.datasets import load_digits  # a second of import, which other data needn't pay
+
         digits = load_digits()
         order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
         chosen = order[:540] if split == "test" else order[540:]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from lightning_biaskd.data.base import ImageDataModule
 from lightning_biaskd.data.batch import Batch, TensorImages, TorchvisionViews
 from lightning_biaskd.data.strong_view import strong_view
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.fingerprint import fingerprint
 
 Split = Literal["train", "test"]
 
@@ -137,6 +139,36 @@ class InMemoryDataModule(ImageDataModule):
         drawn = self.fixed_views is not None
         bits = random_bits(self.seed, view, batch.sample) if drawn else view_bits(view, self.flip)
         return batch._replace(image=self.augmented(batch.image, bits), view=view)
+
+    def numbered_images(self, sample: Tensor, view: Tensor) -> Tensor:
+        """Views of training images as a network sees them; the number after the last view is the image as it is.
+
+        Args:
+            sample: (B,), the images' numbers.
+            view: (B,), up to :attr:`view_count`, which must be known.
+
+        Returns:
+            (B, D, H, W) float, on the device of ``view``.
+        """
+        assert self.view_count is not None
+        batch = cast("TensorImages", self.train_set).pick(sample.cpu())
+        batch = batch._replace(image=batch.image.to(view.device), sample=sample.to(view.device))
+        image = self.numbered_views(batch, view.clamp_max(self.view_count - 1)).image
+        plain = (view == self.view_count).view(-1, 1, 1, 1)
+        return self.normalized(torch.where(plain, batch.image, image))
+
+    def numbers_and_views(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers of the images that training and validation use, each time with those of the views they use."""
+        count = cast("int", self.view_count)
+        yield cast("TensorImages", self.train_set).index, torch.arange(count)
+        if self.val_set is not None:
+            yield cast("TensorImages", self.val_set).index, torch.tensor([count])
+
+    def fingerprint(self) -> str:
+        """Names the training images and the views that numbers stand for; splits and labels don't matter."""
+        drawn = (self.fixed_views, self.seed) if self.fixed_views is not None else None
+        views = self.augment, self.padding, self.flip, self.cutout, self.color_jitter, drawn
+        return fingerprint(*views, self.mean, self.std, cast("TensorImages", self.train_set).image)
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any]]:
         """See :class:`ImageDataModule`."""
