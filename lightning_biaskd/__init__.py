@@ -6,6 +6,7 @@ from lightning_biaskd.classes import ClassMap
 from lightning_biaskd.classification import ClassificationModule
 from lightning_biaskd.distillers import DKD, KD, Distiller, WeightedSum
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.export import export_student, load_student
 from lightning_biaskd.inputs import InputConversion, InputSpec
 from lightning_biaskd.models import load_weights
 from lightning_biaskd.module import DistillationModule
@@ -31,5 +32,7 @@ __all__ = [
     "Outputs",
     "UserError",
     "WeightedSum",
+    "export_student",
+    "load_student",
     "load_weights",
 ]

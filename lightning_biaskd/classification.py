@@ -235,6 +235,12 @@ class ClassificationModule(LightningModule):
             )
             self.model.train()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the card of an export tells: the metrics of the moment and the names of the classes."""
+        metrics = self.trainer.callback_metrics
+        checkpoint["metrics"] = {name: float(value) for name, value in metrics.items()}
+        checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         problem = mismatch(self, checkpoint["state_dict"], self.strict_loading)
         if problem:

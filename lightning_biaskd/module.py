@@ -204,6 +204,7 @@ class DistillationModule(ClassificationModule):
         return [] if self.bias is None or scheduled else [DynamicWeights()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["method"] = self._method()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

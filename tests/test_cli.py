@@ -107,6 +107,21 @@ def test_networks_of_other_libraries_are_named_like_ours(model, arguments):
     main(["fit", *FAST, *student])
 
 
+def test_each_generation_teaches_the_next():
+    network = (
+        "{class_path: lightning_biaskd.models.CIFARResNet, init_args: {depth: 8, num_classes: 10, in_channels: 1, "
+    )
+    network += "widths: [4, 4, 8, 16]}}"
+    students = []
+    for generation, weights in enumerate((None, "runs/quickstart/version_0/checkpoints/last.ckpt")):
+        teacher = [] if weights is None else ["--model.teacher", network, "--model.teacher_weights", weights]
+        main(["fit", *FAST, *teacher])
+        path = f"runs/quickstart/version_{generation}/checkpoints/last.ckpt"
+        students.append(DistillationModule.load_from_checkpoint(path))
+    assert unchanged(snapshot(students[0].student), students[1].teacher.model)
+    assert not unchanged(snapshot(students[0].student), students[1].student)
+
+
 TIMM = "{class_path: timm.create_model, init_args: {model_name: test_resnet}, dict_kwargs: {num_classes: 10}}"
 TORCHVISION = "{class_path: torchvision.models.mobilenet_v3_small, dict_kwargs: {num_classes: 10}}"
 

@@ -50,6 +50,7 @@ class ImageDataModule(LightningDataModule):
         num_classes: C.
         in_channels: of the images.
         image_size: height and width in pixels.
+        class_names: of the C classes, ``None`` where they aren't known, or not yet.
         mean: per channel, of pixels in [0, 1].
         std: likewise.
 
@@ -59,7 +60,8 @@ class ImageDataModule(LightningDataModule):
 
     num_classes: int
     in_channels: ClassVar[int] = 3
-    image_size: ClassVar[int]
+    image_size: int
+    class_names: Sequence[str] | None = None
     mean: ClassVar[Sequence[float]]
     std: ClassVar[Sequence[float]]
 

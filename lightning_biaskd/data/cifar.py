@@ -39,6 +39,7 @@ class CIFAR10DataModule(InMemoryDataModule):
                 "data.root to the folder above it, or data.download to true to fetch it from "
                 "www.cs.toronto.edu/~kriz/cifar.html"
             ) from None
+        self.class_names = files.classes
         return torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(files.targets)
 
 

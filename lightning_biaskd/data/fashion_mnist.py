@@ -27,6 +27,7 @@ class FashionMNISTDataModule(InMemoryDataModule):
     num_classes = 10
     in_channels = 1
     image_size = 28
+    class_names = tuple(FashionMNIST.classes)
     mean = (0.2860,)
     std = (0.3530,)
 

@@ -52,6 +52,7 @@ class ImageNetDataModule(ImageDataModule):
         resize: int = 256,
     ) -> None:
         super().__init__(root, batch_size, val_split, seed, augment, num_workers)
+        self.image_size = image_size
         crops: list[Any] = [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
         centre: list[Any] = [v2.Resize(resize, antialias=True), v2.CenterCrop(image_size)]
         self._train_view = v2.Compose([*(crops if augment else centre), v2.PILToTensor()])
@@ -68,7 +69,7 @@ class ImageNetDataModule(ImageDataModule):
             raise UserError(
                 f"'{self.root}/train' and '{self.root}/val' hold different class folders: make them the same"
             )
-        self.num_classes = len(train.classes)
+        self.num_classes, self.class_names = len(train.classes), train.classes
         kept, held_out = self.split(len(train))
         val = _IndexedFolder(train.root, self._test_view)
         return Subset(train, kept.tolist()), Subset(val, held_out.tolist()) if len(held_out) else None, test
