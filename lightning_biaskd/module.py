@@ -121,6 +121,11 @@ class DistillationModule(ClassificationModule):
     def losses(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         """See :class:`ClassificationModule`."""
         image, target = batch[:2]
+        if target.ndim != 1:
+            raise UserError(
+                "mixed images have no single label for a teacher to be right on: distil without MixUp and CutMix "
+                "(data.mix null)"
+            )
         teacher, student = self.teacher(image), self.answer(image)
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
-from lightning.pytorch import LightningDataModule
-from torch import Tensor
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_biaskd.data.augment import crop_and_flip, further_bits, random_bits, strong_view
@@ -23,7 +24,7 @@ class Batch(NamedTuple):
 
     Attributes:
         image: (B, D, H, W), uint8 off the loader, normalised float once on the device.
-        target: (B,) int64 labels.
+        target: (B,) int64 labels; (B, C) shares once they are mixed.
         sample: (B,) int64, its number in the data set, for augmentation and for methods with a memory.
     """
 
@@ -45,6 +46,10 @@ class ImageDataModule(LightningDataModule):
         augment: whether training images are augmented.
         num_workers: processes that load data; 0 loads in the training process.
         download: fetch the data into ``root`` if they aren't there.
+        mix: mixes the images and labels of a training batch, after augmentation: ``MixUp`` or ``CutMix`` of
+            ``torchvision.transforms.v2``, or a ``RandomChoice`` of them. Labels become shares (B, C), which
+            :class:`~lightning_biaskd.ClassificationModule` takes and distillation doesn't. What is drawn follows from
+            ``seed``, the epoch, the number of the batch and the rank.
 
     Attributes:
         num_classes: C.
@@ -74,6 +79,7 @@ class ImageDataModule(LightningDataModule):
         augment: bool = True,
         num_workers: int = 0,
         download: bool = False,
+        mix: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.root = root
@@ -83,6 +89,7 @@ class ImageDataModule(LightningDataModule):
         self.augment = augment
         self.num_workers = num_workers
         self.download = download
+        self.mix = mix
         self._statistics: Tensor | None = None
         self.train_set: Dataset[Any] | None = None
         self.val_set: Dataset[Any] | None = None
@@ -115,13 +122,27 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not isinstance(batch, Batch):
             return batch
-        if self.trainer is not None and self.trainer.training:
-            batch = self.views(batch, random_bits(self.seed, self.trainer.current_epoch, batch.sample))
-        return batch._replace(image=self.normalized(batch.image))
+        if self.trainer is None or not self.trainer.training:
+            return batch._replace(image=self.normalized(batch.image))
+        batch = self.views(batch, random_bits(self.seed, self.trainer.current_epoch, batch.sample))
+        batch = batch._replace(image=self.normalized(batch.image))
+        return batch if self.mix is None else self.mixed(batch, self.trainer, self.mix)
 
     def views(self, batch: Batch, bits: Tensor) -> Batch:
         """What a training step sees of a batch, not yet normalised, drawn by random bits (B,)."""
         return batch._replace(image=self.augmented(batch.image, bits)) if self.augment else batch
+
+    def mixed(self, batch: Batch, trainer: Trainer, mix: nn.Module) -> Batch:
+        """What ``mix`` makes of a training batch; its labels become shares (B, C)."""
+        number = (trainer.fit_loop.batch_idx + 1) * trainer.world_size + trainer.global_rank
+        seed = random_bits(self.seed, trainer.current_epoch, torch.tensor([number]))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(seed))
+            try:
+                image, target = mix(batch.image, F.one_hot(batch.target, self.num_classes).to(batch.image))
+            except ValueError as error:
+                raise UserError(f"{type(mix).__name__} can't mix this batch: {error}") from error
+        return batch._replace(image=image, target=target)
 
     def normalized(self, image: Tensor) -> Tensor:
         """Pixels (B, D, H, W) in 0…255 to floats of about zero mean and unit variance."""
