@@ -1,7 +1,7 @@
 """Knowledge distillation that does not hand the teacher's mistakes to the student, for PyTorch Lightning."""
 
 from lightning_biaskd.bias import BiasLoss, BiasStrategy
-from lightning_biaskd.callbacks import DynamicWeights
+from lightning_biaskd.callbacks import EMA, DynamicWeights
 from lightning_biaskd.classes import ClassMap
 from lightning_biaskd.classification import ClassificationModule
 from lightning_biaskd.distillers import DKD, KD, Distiller, WeightedSum
@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DKD",
+    "EMA",
     "KD",
     "BiasLoss",
     "BiasStrategy",

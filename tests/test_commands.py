@@ -71,6 +71,18 @@ def test_pixels_go_in_and_the_test_is_in_the_card(capsys):
     assert "On the test set" in capsys.readouterr().out
 
 
+def test_averaged_or_raw_weights():
+    averaging = ["--trainer.callbacks+=EMA", "--trainer.callbacks.decay", "0.5"]
+    main(["fit", *FAST, *averaging, "--trainer.logger.init_args.name", "averaged"])
+    path = "runs/averaged/version_0/checkpoints/last.ckpt"
+    for flags, key in (([], "state_dict"), (["--ema", "false"], "current_model_state")):
+        main(["export", "--ckpt_path", path, "--output", "net.safetensors", *flags])
+        state = torch.load(path, weights_only=True)[key]
+        exported = load_student("net.safetensors").state_dict()
+        assert all(torch.equal(state[f"model.{name}"], value) for name, value in exported.items())
+        assert json.loads(Path("net.safetensors.json").read_text())["source"]["averaged"] is (not flags)
+
+
 def test_export_without_the_teachers_file():
     arguments = ["--model.teacher_weights", "null", "--output", "student"]
     main(["export", "--ckpt_path", CHECKPOINT, *arguments])
