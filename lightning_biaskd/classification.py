@@ -29,8 +29,9 @@ _OBJECTS = (
 class ClassificationModule(LightningModule):
     """Trains a classifier: a teacher, or a student alone as the baseline.
 
-    Batches are ``(image, target, …)``. Made to be subclassed: :meth:`losses` is what a training step minimises and
-    logs, :meth:`evaluate` is what an evaluation step counts.
+    Batches are ``(image, target, …)``; in training, labels mixed by MixUp or CutMix (B, C) are taken too. Made to be
+    subclassed: :meth:`losses` is what a training step minimises and logs, :meth:`evaluate` is what an evaluation step
+    counts.
 
     =================== =======================================================================
     key                 meaning
@@ -129,8 +130,10 @@ class ClassificationModule(LightningModule):
         return {"train/loss": ce, "train/loss_ce": ce, "train/acc1": accuracy(logits, target)}
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of logits (B, C) against labels (B,), in float32 at least."""
-        return F.cross_entropy(at_least_float32(logits), target, label_smoothing=self.label_smoothing)
+        """Mean cross-entropy of logits (B, C) against labels (B,) or mixed ones (B, C), in float32 at least."""
+        logits = at_least_float32(logits)
+        target = target.to(logits) if target.ndim == 2 else target
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
         """Counts one batch of an evaluation; its result is logged at the end of the epoch.
@@ -164,7 +167,9 @@ class ClassificationModule(LightningModule):
                 f"{type(self.model).__name__} gives {logits.shape[1]} classes and the data have {classes}: "
                 f"build the network with num_classes={classes}"
             )
-        if not may_read(target, batch_idx):
+        if target.ndim == 2 and target.shape != logits.shape:
+            raise UserError(f"mixed labels are of {target.shape[1]} classes, the logits of {logits.shape[1]}")
+        if target.ndim == 2 or not may_read(target, batch_idx):
             return
         low, high = int(target.min()), int(target.max())
         if low < 0 or high >= classes:
@@ -266,6 +271,12 @@ class ClassificationModule(LightningModule):
         """The modules that ``compile`` compiles, in place, each as one graph."""
         return [self.model]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the card of an export tells: the metrics of the moment and the names of the classes."""
+        metrics = self.trainer.callback_metrics
+        checkpoint["metrics"] = {name: float(value) for name, value in metrics.items()}
+        checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         problem = mismatch(self, checkpoint["state_dict"], self.strict_loading)
         if problem:
@@ -287,7 +298,8 @@ class ClassificationModule(LightningModule):
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of rows of logits (B, C) whose first class is the label."""
+    """Share of rows of logits (B, C) whose first class is the label (B,), or has the greatest share of a mixed one."""
+    target = target.argmax(1) if target.ndim == 2 else target
     return (logits.detach().argmax(1) == target).float().mean()
 
 

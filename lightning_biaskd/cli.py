@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -19,6 +20,7 @@ import lightning_biaskd
 import lightning_biaskd.data  # short class names in YAML work for what is imported
 from lightning_biaskd.callbacks import DistillationProgressBar, ResultTable
 from lightning_biaskd.callbacks.history import run_folder
+from lightning_biaskd.commands import Commands
 from lightning_biaskd.errors import UserError
 
 _PACKAGE = Path(__file__).parent
@@ -51,7 +53,19 @@ class SaveConfigBesideCheckpoints(SaveConfigCallback):
 
 
 class BiasKDCLI(LightningCLI):
-    """``fit``, ``validate``, ``test`` and ``predict`` for our modules, and for users' own of any kind."""
+    """``fit``, ``validate``, ``test`` and ``predict`` for our modules and users' own of any kind, and our commands."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        ours = {name: {"model", "datamodule"} for name in vars(Commands) if not name.startswith("_")}
+        return {**LightningCLI.subcommands(), **ours}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in vars(Commands):
+            for name in {"ckpt_path", "weights_only"} - set(self._subcommand_method_arguments[subcommand]):
+                parser.add_argument(f"--{name}", help=SUPPRESS)  # of fit, whose YAML is read
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -106,6 +120,7 @@ def main(args: Sequence[str] | None = None) -> None:
         BiasKDCLI(
             LightningModule,
             LightningDataModule,
+            trainer_class=Commands,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # ours are arguments of the module

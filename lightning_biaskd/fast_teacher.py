@@ -84,7 +84,7 @@ class _OnnxRuntime:
                 "for a method that reads features, a GPU, or half precision"
             )
         try:
-            import onnxruntime  # type: ignore[import-untyped]
+            import onnxruntime
             import onnxscript  # noqa: F401
         except ImportError:
             raise UserError(

@@ -47,6 +47,17 @@ class InputSpec:
         """Of the images."""
         return len(self.mean)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(D, H, W) of an image.
+
+        Raises:
+            UserError: the size isn't given.
+        """
+        if self.size is None or isinstance(self.size, int):
+            raise UserError("it isn't known how large the network's images are: give its input a size")
+        return (self.channels, *self.size)
+
     @classmethod
     def of_pretrained(cls, model: nn.Module) -> InputSpec:
         """What timm's ``pretrained_cfg`` says of a network: of its published weights, not of any others.
@@ -137,7 +148,7 @@ class InputConversion(nn.Module):
         x = x + self.shift
         if self.wanted.size is not None and x.shape[2:] != self.wanted.size:
             x = F.interpolate(x, self.wanted.size, mode=self.wanted.interpolation, align_corners=False, antialias=True)
-        return x.to(image.dtype)
+        return x.to(image.dtype) if image.is_floating_point() else x
 
     def extra_repr(self) -> str:
         return f"{self.given} -> {self.wanted}"

@@ -143,6 +143,11 @@ class DistillationModule(ClassificationModule):
     def losses(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         """See :class:`ClassificationModule`."""
         image, target = batch[:2]
+        if target.ndim != 1:
+            raise UserError(
+                "mixed images have no single label for a teacher to be right on: distil without MixUp and CutMix "
+                "(data.mix null)"
+            )
         teacher, student = self.ask_teacher(batch), self.answer(image)
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)
@@ -298,6 +303,7 @@ class DistillationModule(ClassificationModule):
         return [] if self.bias is None or scheduled else [DynamicWeights()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["method"] = self._method()
         if self._rehearsed is not None:
             checkpoint["rehearsed"] = self._rehearsed

@@ -107,6 +107,31 @@ def test_networks_of_other_libraries_are_named_like_ours(model, arguments):
     main(["fit", *FAST, *student])
 
 
+def test_each_generation_teaches_the_next():
+    network = (
+        "{class_path: lightning_biaskd.models.CIFARResNet, init_args: {depth: 8, num_classes: 10, in_channels: 1, "
+    )
+    network += "widths: [4, 4, 8, 16]}}"
+    students = []
+    for generation, weights in enumerate((None, "runs/quickstart/version_0/checkpoints/last.ckpt")):
+        teacher = [] if weights is None else ["--model.teacher", network, "--model.teacher_weights", weights]
+        main(["fit", *FAST, *teacher])
+        path = f"runs/quickstart/version_{generation}/checkpoints/last.ckpt"
+        students.append(DistillationModule.load_from_checkpoint(path))
+    assert unchanged(snapshot(students[0].student), students[1].teacher.model)
+    assert not unchanged(snapshot(students[0].student), students[1].student)
+
+
+def test_a_teacher_is_trained_on_mixed_images():
+    mix = "{class_path: torchvision.transforms.v2.RandomChoice, init_args: {transforms: [{class_path: "
+    mix += (
+        "torchvision.transforms.v2.CutMix}, {class_path: torchvision.transforms.v2.MixUp, init_args: {alpha: 0.2}}]}}"
+    )
+    main(["fit", "-c", "configs/recipe/teacher_digits.yaml", "--data.mix", mix, *FAST])
+    path = "runs/teacher_digits/version_0/checkpoints/last.ckpt"
+    assert 0 <= torch.load(path, weights_only=True)["metrics"]["train/acc1"] <= 1
+
+
 TIMM = "{class_path: timm.create_model, init_args: {model_name: test_resnet}, dict_kwargs: {num_classes: 10}}"
 TORCHVISION = "{class_path: torchvision.models.mobilenet_v3_small, dict_kwargs: {num_classes: 10}}"
 
@@ -147,6 +172,7 @@ def test_a_teacher_of_another_library_and_input_by_yaml_alone(tmp_path, teacher,
         (["--model.distiller.temperature", "0"], "temperature must be positive"),
         (["--model.optimizer.lr=-1"], "refuses its arguments: Invalid learning rate"),
         (["--model.unknown", "1"], "unknown"),
+        (["--data.mix", "torchvision.transforms.v2.MixUp", "--data.mix.alpha", "1"], "no single label"),
         (["--model.teacher_input", "pretrained"], "CIFARResNet carries no pretrained_cfg"),
         (["--model.teacher_input.std", "[1]"], "mean .* and std .* need one number per channel"),
         (["--model.teacher_classes", "[1, -2]"], "a class map names"),

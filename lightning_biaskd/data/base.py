@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from lightning.pytorch import LightningDataModule
-from torch import Tensor
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_biaskd.data.augment import random_bits
@@ -34,12 +35,16 @@ class ImageDataModule(LightningDataModule):
             by one through Pillow instead, the usual way, from the random state of the process.
         num_workers: processes that load data; 0 loads in the training process.
         download: fetch the data into ``root`` if they aren't there.
+        mix: mixes the images and labels of a training batch, after augmentation: ``MixUp`` or ``CutMix`` of
+            ``torchvision.transforms.v2``, or a ``RandomChoice`` of them. Labels become shares (B, C), which
+            :class:`~lightning_biaskd.ClassificationModule` takes and distillation doesn't. What is drawn follows from
+            ``seed``, the epoch, the number of the batch and the rank.
 
     Attributes:
         num_classes: C.
-        class_names: one per class, ``None`` where there are none but the numbers.
         in_channels: of the images.
         image_size: height and width in pixels.
+        class_names: of the C classes, ``None`` where they aren't known, or not yet.
         mean: per channel, of pixels in [0, 1].
         std: likewise.
         num_samples: how many training images are numbered, those held out for validation among them.
@@ -49,9 +54,9 @@ class ImageDataModule(LightningDataModule):
     """
 
     num_classes: int
-    class_names: Sequence[str] | None = None
     in_channels: ClassVar[int] = 3
-    image_size: ClassVar[int]
+    image_size: int
+    class_names: Sequence[str] | None = None
     mean: ClassVar[Sequence[float]]
     std: ClassVar[Sequence[float]]
 
@@ -64,6 +69,7 @@ class ImageDataModule(LightningDataModule):
         augment: bool | Literal["torchvision"] = True,
         num_workers: int = 0,
         download: bool = False,
+        mix: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.root = root
@@ -73,6 +79,7 @@ class ImageDataModule(LightningDataModule):
         self.augment = augment
         self.num_workers = num_workers
         self.download = download
+        self.mix = mix
         self.num_samples: int | None = None
         self._affine: tuple[Tensor, Tensor] | None = None
         self.train_set: Dataset[Any] | None = None
@@ -107,11 +114,15 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not isinstance(batch, Batch):
             return batch
-        if self.trainer is not None and self.trainer.training:
-            batch = self.training_views(batch, random_bits(self.seed, self.trainer.current_epoch, batch.sample))
-        elif self.trainer is not None and self.trainer.validating and self.view_count is not None:
+        trainer = self.trainer
+        if trainer is not None and trainer.training:
+            batch = self.training_views(batch, random_bits(self.seed, trainer.current_epoch, batch.sample))
+        elif trainer is not None and trainer.validating and self.view_count is not None:
             batch = batch._replace(view=torch.full_like(batch.sample, self.view_count))  # the image as it is
-        return batch._replace(image=self.normalized(batch.image))
+        batch = batch._replace(image=self.normalized(batch.image))
+        if self.mix is None or trainer is None or not trainer.training:
+            return batch
+        return self.mixed(batch, trainer, self.mix)
 
     @property
     def view_count(self) -> int | None:
@@ -122,14 +133,24 @@ class ImageDataModule(LightningDataModule):
         """What a training step sees of a batch, not yet normalised, drawn by random bits (B,)."""
         return batch._replace(image=self.augmented(batch.image, bits)) if self.augment else batch
 
+    def mixed(self, batch: Batch, trainer: Trainer, mix: nn.Module) -> Batch:
+        """What ``mix`` makes of a training batch; its labels become shares (B, C)."""
+        number = (trainer.fit_loop.batch_idx + 1) * trainer.world_size + trainer.global_rank
+        seed = random_bits(self.seed, trainer.current_epoch, torch.tensor([number]))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(seed))
+            try:
+                image, target = mix(batch.image, F.one_hot(batch.target, self.num_classes).to(batch.image))
+            except ValueError as error:
+                raise UserError(f"{type(mix).__name__} can't mix this batch: {error}") from error
+        return batch._replace(image=image, target=target)
+
     def normalized(self, image: Tensor) -> Tensor:
         """Pixels (B, D, H, W) in 0…255 to floats of about zero mean and unit variance."""
         scale, shift = self._affine or (None, None)
         if scale is None or shift is None or scale.shape[1:] != image.shape[1:] or scale.device != image.device:
-            # once, as a copy waits for the device; as large as an image, because a row of numbers is faster than three
-            mean, std = (
-                torch.tensor(values, device=image.device).view(1, -1, 1, 1) for values in (self.mean, self.std)
-            )
+            # once, as a copy waits for the device; as large as an image, as a row of numbers is faster than three
+            mean, std = torch.tensor([self.mean, self.std], device=image.device)[:, None, :, None, None]
             whole = torch.ones_like(image[:1], dtype=torch.float32)
             scale, shift = self._affine = (whole / (255 * std), -whole * mean / std)
         return torch.addcmul(shift, image.float(), scale)

@@ -15,7 +15,7 @@ class Batch(NamedTuple):
 
     Attributes:
         image: (B, D, H, W), uint8 off the loader, normalised float once on the device.
-        target: (B,) int64 labels.
+        target: (B,) int64 labels; (B, C) shares once they are mixed.
         sample: (B,) int64, its number in the data set, for augmentation and for methods with a memory.
         view: (B,) int64, which of its countable views each image shows, for a cache of the teacher's answers; the
             number after the last is the image as it is. ``None`` where views can't be counted.

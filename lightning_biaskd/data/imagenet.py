@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -32,6 +32,7 @@ class ImageNetDataModule(ImageDataModule):
         num_workers: processes that decode images.
         image_size: height and width of what the network sees, in pixels.
         resize: the shorter side before the centre crop, in pixels.
+        mix: mixes the images and labels of a training batch, see :class:`ImageDataModule`.
 
     Raises:
         UserError: the folders aren't there, or differ in their classes.
@@ -50,8 +51,10 @@ class ImageNetDataModule(ImageDataModule):
         num_workers: int = 8,
         image_size: int = 224,
         resize: int = 256,
+        mix: nn.Module | None = None,
     ) -> None:
-        super().__init__(root, batch_size, val_split, seed, augment, num_workers)
+        super().__init__(root, batch_size, val_split, seed, augment, num_workers, mix=mix)
+        self.image_size = image_size
         crops: list[Any] = [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
         centre: list[Any] = [v2.Resize(resize, antialias=True), v2.CenterCrop(image_size)]
         self._train_view = v2.Compose([*(crops if augment else centre), v2.PILToTensor()])

@@ -48,7 +48,7 @@ def fetch(source: str) -> Path:
     if digest[:8] not in name.stem:
         name = name.with_name(f"{name.stem}-{digest[:8]}{name.suffix}")
     path = Path(torch.hub.get_dir(), "checkpoints", name.name)
-    if not path.is_file() or _sha256(path) != digest:
+    if not path.is_file() or sha256(path) != digest:
         rank_zero_info(f"fetching {request.full_url} to {path}")
         _download(request, path, digest)
     return path
@@ -94,7 +94,8 @@ def _download(request: Request, path: Path, digest: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The digest of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         hasher = hashlib.sha256()
         while chunk := file.read(_CHUNK):

@@ -44,7 +44,7 @@ def load_weights(model: nn.Module, source: str | Path, strict: bool = True, ema:
     Raises:
         UserError: no such file, a file that can't be fetched, holds code or is damaged, or weights of another network.
     """
-    content = _read(_locate(str(source)))
+    content = read(locate(str(source)))
     state = _strip_prefix(_tensors(content, source, _AVERAGED if ema else _RAW), model)
     problem = mismatch(model, state, strict)
     if problem:
@@ -74,7 +74,8 @@ def mismatch(model: nn.Module, state: Mapping[str, Tensor], strict: bool = True)
     return f"probably {reason}; {'; '.join(found[:_SHOWN])}{more}"
 
 
-def _locate(source: str) -> Path:
+def locate(source: str) -> Path:
+    """The file that a source of :func:`load_weights` stands for."""
     if source.startswith("builtin:"):
         name = source.removeprefix("builtin:")
         path = _BUILTIN / f"{name}.safetensors"
@@ -90,7 +91,8 @@ def _locate(source: str) -> Path:
     return path
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """What a checkpoint holds, its tensors on the CPU; nothing but tensors and plain values is unpickled."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -1,0 +1,118 @@
+"""Averaged weights of the network that is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from lightning_biaskd.errors import UserError
+
+
+class EMA(Callback):
+    r"""Keeps an exponential moving average of the student's weights, and evaluates and saves that.
+
+    .. math:: \bar w \leftarrow d_s \bar w + (1 - d_s)\, w, \qquad d_s = \min\Big(d, \frac{1 + s}{10 + s}\Big)
+
+    after optimizer step :math:`s = 0, 1, \dots`; :math:`d_s = d` with ``warmup=False``. It averages the parameters and
+    buffers of ``module.model``: a DistillationModule's student, a ClassificationModule's network; never the teacher nor
+    what a method has learned beside the student. Buffers of whole numbers are copied. Training itself goes on as it
+    would without.
+
+    Validation sees the average, and the network holds it when the fit is over. A checkpoint has the average under
+    ``"state_dict"``, so that it is what ``test``, ``load_weights`` and ``export`` take, and what was averaged under
+    ``"current_model_state"`` (as Lightning's own ``WeightAveraging`` has it), for the latter two to take with
+    ``ema=False`` and for a resumed run to go on from exactly.
+
+    On the command line: ``--trainer.callbacks+=EMA --trainer.callbacks.decay 0.999``.
+
+    Args:
+        decay: :math:`d`; weights of about :math:`1 / (1 - d)` steps are averaged.
+        warmup: let short and young runs average over fewer.
+
+    Raises:
+        UserError: a decay outside [0, 1), or a module without ``model``.
+    """
+
+    def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"decay must lie in [0, 1), got {decay}")
+        self.decay = decay
+        self.warmup = warmup
+        self._others: list[Tensor] | None = None  # the average, or while that is in the network, what was averaged
+        self._averaged = False
+        self._steps = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(getattr(pl_module, "model", None), nn.Module):
+            raise UserError(f"EMA averages the weights of module.model, and {type(pl_module).__name__} has none")
+        if stage == TrainerFn.FITTING:
+            self._others, self._averaged = None, False
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and "current_model_state" in checkpoint:
+            self._others = [tensor.clone() for tensor in _tensors(pl_module)]
+            pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps = trainer.global_step
+        current = _tensors(pl_module)
+        others = self._others or current
+        self._others = [other.to(own.device, copy=True) for other, own in zip(others, current, strict=True)]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._steps or self._others is None:
+            return
+        self._steps = trainer.global_step
+        decay = min(self.decay, self._steps / (9 + self._steps)) if self.warmup else self.decay
+        pairs = list(zip(self._others, _tensors(pl_module), strict=True))
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        average, current = map(list, zip(*floating, strict=True))
+        get_ema_multi_avg_fn(decay)(  # type: ignore[no-untyped-call]
+            average, current, self._steps
+        )
+        for whole, own in pairs:
+            if not whole.is_floating_point():
+                whole.copy_(own)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not self._averaged:
+            self._exchange(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and self._averaged:
+            self._exchange(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._averaged:
+            self._exchange(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._others is None:
+            return
+        averaged = self._averaged
+        self._exchange(pl_module)
+        other = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        self._exchange(pl_module)
+        states = (checkpoint["state_dict"], other)
+        checkpoint["state_dict"], checkpoint["current_model_state"] = states if averaged else states[::-1]
+
+    @torch.no_grad()
+    def _exchange(self, pl_module: LightningModule) -> None:
+        """The average into the network and what was averaged out of it, or back."""
+        if self._others is None:
+            return
+        for own, other in zip(_tensors(pl_module), self._others, strict=True):
+            before = own.clone()
+            own.copy_(other)
+            other.copy_(before)
+        self._averaged = not self._averaged
+
+
+def _tensors(pl_module: LightningModule) -> list[Tensor]:
+    model: nn.Module = pl_module.model  # type: ignore[assignment]
+    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]

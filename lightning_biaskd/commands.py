@@ -1,0 +1,94 @@
+"""The commands of ``biaskd`` that Lightning's Trainer doesn't have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_biaskd.card import card_of
+from lightning_biaskd.classification import ClassificationModule
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.export import Format, Pixels, export_student
+from lightning_biaskd.inputs import InputSpec
+from lightning_biaskd.models.download import sha256
+from lightning_biaskd.models.weights import load_weights, locate, read
+
+
+class Commands(Trainer):
+    """Lightning's Trainer with the further commands of ``biaskd``: a method each, beside ``fit`` and ``test``."""
+
+    def export(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        output: str | None = None,
+        format: Format | None = None,
+        pixels: Pixels = "normalized",
+        quantize: Literal["dynamic"] | None = None,
+        ema: bool = True,
+        test: bool = False,
+    ) -> Path:
+        """Writes the trained network, alone, as safetensors, for torch.export or for ONNX, with a card.
+
+        See :func:`~lightning_biaskd.export_student`. The card tells the metrics of the moment at which the checkpoint
+        was written. Where the teacher's file isn't at hand, ``--model.teacher_weights null`` does without.
+
+        Args:
+            model: a :class:`~lightning_biaskd.ClassificationModule` or
+                :class:`~lightning_biaskd.DistillationModule`, whose student is exported; it takes the weights.
+            datamodule: the data, for how images are normalised and how large they are.
+            ckpt_path: The checkpoint to export.
+            output: A file ending in .safetensors, .pt2 or .onnx, or a folder; student.FORMAT where it isn't given.
+            format: What the ending of the output says, where it isn't given.
+            pixels: What a graph takes: images as normalised in training, or pixels in [0, 1] or in 0…255.
+            quantize: Store and multiply the matrices of an ONNX file in 8 bits.
+            ema: Export the averaged weights, where the checkpoint holds both.
+            test: Test the network first, and put what it achieves into the card.
+
+        Returns:
+            The path of the file.
+        """
+        if not isinstance(model, ClassificationModule):
+            raise UserError(f"{type(model).__name__} is no ClassificationModule: call export_student on its network")
+        if ckpt_path is None:
+            raise UserError("name the checkpoint to export: --ckpt_path runs/…/checkpoints/last.ckpt")
+        file = locate(ckpt_path)
+        content = read(file)
+        load_weights(model.model, ckpt_path, ema=ema)
+        metrics = self.test(model, datamodule=datamodule, verbose=False)[0] if test else content.get("metrics", {})
+        told = {key: content[key] for key in ("epoch", "global_step", "method") if key in content}
+        averaged = {"averaged": ema} if "current_model_state" in content else {}
+        path = export_student(
+            model.model,
+            output,
+            _input_spec(model, datamodule),
+            format,
+            pixels,
+            quantize,
+            _recipe(model.hparams) or _recipe(content.get("hyper_parameters", {})),
+            content.get("class_names") or getattr(datamodule, "class_names", None),
+            metrics,
+            {"checkpoint": ckpt_path, "sha256": sha256(file), "module": type(model).__name__, **told, **averaged},
+        )
+        rank_zero_info(f"exported to {path}; its card is {card_of(path)}")
+        return path
+
+
+def _input_spec(model: ClassificationModule, datamodule: LightningDataModule | None) -> InputSpec:
+    spec = model.convert.wanted if model.convert else model.data_input or InputSpec.of_data(datamodule)
+    if spec is None:
+        raise UserError(
+            "it isn't known how the images are normalised: give data_input, or a data module with mean and std"
+        )
+    return dataclasses.replace(spec, size=spec.size or getattr(datamodule, "image_size", None))
+
+
+def _recipe(hparams: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    specs = (hparams.get(name) for name in ("student", "model"))
+    return next((spec for spec in specs if isinstance(spec, Mapping) and "class_path" in spec), None)
