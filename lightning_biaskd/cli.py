@@ -17,8 +17,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lightning_biaskd
 import lightning_biaskd.data  # short class names in YAML work for what is imported
+from lightning_biaskd.audit.measure import QUIET
 from lightning_biaskd.callbacks import DistillationProgressBar, ResultTable
 from lightning_biaskd.callbacks.history import run_folder
+from lightning_biaskd.commands import Commands
 from lightning_biaskd.errors import UserError
 
 _PACKAGE = Path(__file__).parent
@@ -51,7 +53,7 @@ class SaveConfigBesideCheckpoints(SaveConfigCallback):
 
 
 class BiasKDCLI(LightningCLI):
-    """``fit``, ``validate``, ``test`` and ``predict`` for our modules, and for users' own of any kind."""
+    """``fit``, ``validate``, ``test``, ``predict`` and ours, for our modules and for users' own of any kind."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -77,7 +79,13 @@ class BiasKDCLI(LightningCLI):
                 cause = cause.__cause__
             raise UserError(str(cause)) from error
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "audit": {"model", "datamodule"}}
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self.subcommand == "audit":  # leaves no trace of a run
+            kwargs, self.save_config_callback = {**QUIET, "callbacks": [], **kwargs}, None
         trainer = super().instantiate_trainer(**kwargs)
         if (
             type(trainer.progress_bar_callback) is RichProgressBar
@@ -111,6 +119,7 @@ def main(args: Sequence[str] | None = None) -> None:
             auto_configure_optimizers=False,  # ours are arguments of the module
             seed_everything_default=0,
             save_config_callback=SaveConfigBesideCheckpoints,
+            trainer_class=Commands,
             trainer_defaults={"callbacks": [ResultTable()]},
             parser_class=BriefParser,
             parser_kwargs={
