@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import Connector, as_feature, learned
+from lightning_biaskd.distillers.connectors import Connector, learned, module_list
 from lightning_biaskd.distillers.features import FeatureDistiller, embeddings
 from lightning_biaskd.outputs import Outputs, at_least_float32
 
@@ -50,10 +50,11 @@ class CC(FeatureDistiller):
     .. math:: L = \frac{1}{B - 1} \sum_{i=1}^{B-1} \delta_i^\top \delta_{i+1}
 
     That is the loss of RepDistiller, whose author had the authors' code, and by which the field measures this method;
-    it relates each sample to the next of the batch. The paper has a matrix of kernels of all pairs instead. Each
-    pair's term goes half to either member, so that the mean of the losses is L. With ``keep`` the batch is the kept
-    samples, in their order, so that a sample's neighbour is the next kept one. Under DDP it is the global batch, rank
-    after rank.
+    it relates each sample to the next of the batch. The paper, and torchdistill, compare kernels of all pairs instead.
+
+    Each pair's term goes half to either member, so that the mean of the losses is L. With ``keep`` the batch is the
+    kept samples, in their order, so that a sample's neighbour is the next kept one. Under DDP it is the global batch,
+    rank after rank.
 
     Size and the loss's weight of 0.02 beside cross-entropy at 1 are RepDistiller's, which trains both maps, the
     teacher's too.
@@ -79,7 +80,7 @@ class CC(FeatureDistiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the linear maps, the student's and the teacher's."""
         pair = embeddings(student, teacher)
-        self.connectors = as_feature([Connector(nn.Linear(x.shape[1], self.dim)) for x in pair], pair[0])
+        self.connectors = module_list([Connector(nn.Linear(x.shape[1], self.dim)) for x in pair], pair[0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""

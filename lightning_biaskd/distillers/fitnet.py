@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import as_feature, learned, regressor
+from lightning_biaskd.distillers.connectors import learned, module_list, regressor
 from lightning_biaskd.distillers.features import FeatureDistiller, Layer, as_map, same_size
 from lightning_biaskd.outputs import Outputs, at_least_float32
 
@@ -61,7 +61,7 @@ class FitNet(FeatureDistiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the regressors."""
         pairs = list(self.pairs(student, teacher))
-        self.connectors = as_feature([regressor(as_map(s), as_map(t)) for s, t in pairs], pairs[0][0])
+        self.connectors = module_list([regressor(as_map(s), as_map(t)) for s, t in pairs], pairs[0][0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""

@@ -116,11 +116,13 @@ class KDSVD(FeatureDistiller):
     turned to the same side. The larger of two maps is averaged to the size of the smaller.
 
     Singular vectors are known but for their sign, and the relation of two layers depends on it. The published codes
-    leave it to the library. Here the entries of a teacher's vector add up to more than zero, which for a first vector
-    of a map after ReLU, whose entries are all of one sign, comes to the same; after other activations, or for K > 1,
-    it may not. The vectors are the eigenvectors of a small Gram matrix, with the gradient of perturbation theory; where
-    two singular values coincide, and a vector has no derivative, there is none, and not infinity. On CUDA, PyTorch's
-    ``eigh`` waits for the device.
+    leave it to the library, which may turn the vectors of one layer to one side and those of the next to the other.
+    Here the entries of each of the teacher's vectors add up to more than zero: for the first vector of a map after
+    ReLU, whose entries are all of one sign, that is the published loss wherever the library turns all layers alike.
+
+    The vectors are the eigenvectors of a small Gram matrix, with the gradient of perturbation theory; where two
+    singular values coincide, so that a vector has no derivative, it is zero. On CUDA, PyTorch's ``eigh`` waits for the
+    device.
 
     Unrolled by ``"columns"``, vectors run over the columns of a map, as in mdistiller's code: networks of any widths
     can be compared. By ``"channels"``, as in the authors' code and in RepDistiller's, they run over its channels, of

@@ -54,7 +54,7 @@ class SP(FeatureDistiller):
     batch.
 
     Layer (the last map, flattened) and the loss's weight of 3000 beside cross-entropy at 1 are those of RepDistiller,
-    which the authors verified, and mdistiller.
+    which the authors verified, and mdistiller. (torchdistill scales each row to a sum of 1 instead.)
 
     Args:
         layers: of the student, by name or by stage.

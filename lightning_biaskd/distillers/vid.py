@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import Connector, as_feature, learned
+from lightning_biaskd.distillers.connectors import Connector, learned, module_list
 from lightning_biaskd.distillers.features import FeatureDistiller, Layer, as_map, same_size
 from lightning_biaskd.outputs import Outputs, at_least_float32
 
@@ -95,7 +95,7 @@ class VID(FeatureDistiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the Gaussians."""
         pairs = [(as_map(s), as_map(t)) for s, t in self.pairs(student, teacher)]
-        self.connectors = as_feature([_Gaussian(s.shape[1], t.shape[1], self.variance) for s, t in pairs], pairs[0][0])
+        self.connectors = module_list([_Gaussian(s.shape[1], t.shape[1], self.variance) for s, t in pairs], pairs[0][0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
