@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
@@ -19,6 +19,7 @@ from lightning_biaskd.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.metrics import Means, topk_accuracies
 from lightning_biaskd.models.weights import load_weights, mismatch
 from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.random_state import random_states, restore_random_state
 from lightning_biaskd.tap import FeatureTap
 
 _OBJECTS = (
@@ -53,6 +54,9 @@ class ClassificationModule(LightningModule):
         optimizer: from parameters to optimizer.
         lr_scheduler: from optimizer to scheduler, ``None`` for a constant rate.
         lr_interval: whether the scheduler steps every ``"epoch"`` or every ``"step"``.
+        lr_batch_size: the global batch size (per process, times processes, times accumulated batches) that the
+            learning rate is meant for; for another it is scaled in proportion (Goyal et al., 2017, arXiv 1706.02677).
+            ``None`` takes the rate as it is. Schedulers with rates of their own, such as OneCycleLR, keep these.
         model_input: what a pretrained network was trained to see, where that isn't how the data are normalised; batches
             are converted for it on the device. ``"pretrained"`` is what timm's ``pretrained_cfg`` says.
         data_input: how the batches are normalised, ``None`` for the ``mean`` and ``std`` of the data module.
@@ -78,6 +82,7 @@ class ClassificationModule(LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=5e-4),
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        lr_batch_size: int | None = None,
         model_input: InputSpec | Literal["pretrained"] | None = None,
         data_input: InputSpec | None = None,
         channels_last: bool = True,
@@ -95,6 +100,7 @@ class ClassificationModule(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
+        self.lr_batch_size = lr_batch_size
         self.num_classes: int | None = None
         self._loaded = False
         self._tap = FeatureTap(model)
@@ -104,6 +110,7 @@ class ClassificationModule(LightningModule):
         self.channels_last = channels_last
         self.compile_mode = compile
         self._compiled = False
+        self._random_states: list[dict[str, Any]] | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, C) of images (B, …)."""
@@ -280,20 +287,29 @@ class ClassificationModule(LightningModule):
         return [self.model]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the card of an export tells: the metrics of the moment and the names of the classes."""
+        """Adds the random state of all processes, and what the card of an export tells: metrics, names of classes."""
         metrics = self.trainer.callback_metrics
         checkpoint["metrics"] = {name: float(value) for name, value in metrics.items()}
         checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        checkpoint["random_states"] = random_states()
+
+    def on_train_start(self) -> None:
+        if self._random_states is not None:
+            restore_random_state(self._random_states)
+            self._random_states = None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         problem = mismatch(self, checkpoint["state_dict"], self.strict_loading)
         if problem:
             raise UserError(f"the checkpoint does not fit {type(self.model).__name__}: {problem}")
         self._loaded = True
+        self._random_states = checkpoint.get("random_states")
 
     def configure_optimizers(self) -> Any:
         try:
             optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+            if self.lr_batch_size is not None:
+                self.scale_learning_rate(optimizer, self.lr_batch_size)
             scheduler: Any = self.lr_scheduler(optimizer) if self.lr_scheduler is not None else None
         except ValueError as error:
             raise UserError(f"the optimizer or its scheduler refuses its arguments: {error}") from error
@@ -303,6 +319,18 @@ class ClassificationModule(LightningModule):
         if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau
             schedule["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def scale_learning_rate(self, optimizer: torch.optim.Optimizer, batch_size: int) -> None:
+        """Makes rates that are meant for one size of the global batch those for this run's, by the linear rule."""
+        own = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if own is None:
+            raise UserError("lr_batch_size needs to know the batch size: give a data module that has batch_size")
+        global_size = own * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        for group in optimizer.param_groups:
+            group["lr"] *= global_size / batch_size
+        rank_zero_info(
+            f"learning rates times {global_size / batch_size:g}: {global_size} images a step, not {batch_size}"
+        )
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:

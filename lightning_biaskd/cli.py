@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 
 import lightning_biaskd
 import lightning_biaskd.data  # short class names in YAML work for what is imported
 from lightning_biaskd.audit.measure import QUIET
 from lightning_biaskd.callbacks import DistillationProgressBar, ResultTable
 from lightning_biaskd.callbacks.history import run_folder
+from lightning_biaskd.checkpoint import DurableCheckpointIO, newest
 from lightning_biaskd.commands import Commands
 from lightning_biaskd.errors import UserError
 
@@ -96,12 +99,23 @@ class BiasKDCLI(LightningCLI):
         if self.subcommand in ("audit", "cache"):  # they leave no trace of a run
             kwargs, self.save_config_callback = {**QUIET, "callbacks": [], **kwargs}, None
         trainer = super().instantiate_trainer(**kwargs)
-        if (
-            type(trainer.progress_bar_callback) is RichProgressBar
-        ):  # Lightning's default, where nothing else is asked for
+        # ours in place of Lightning's defaults, where nothing else is asked for
+        if type(trainer.progress_bar_callback) is RichProgressBar:
             bar = trainer.callbacks.index(trainer.progress_bar_callback)  # type: ignore[attr-defined]
             trainer.callbacks[bar] = DistillationProgressBar()  # type: ignore[attr-defined]
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()
         return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("ckpt_path") == "last":
+            runs = run_folder(self.trainer).parent
+            kwargs["ckpt_path"] = newest(runs.glob("*/checkpoints/*.ckpt"))
+            if kwargs["ckpt_path"] is None and subcommand != "fit":
+                raise UserError(f"there is no checkpoint in '{runs}' yet")
+            rank_zero_info(f"going on from '{kwargs['ckpt_path']}'" if kwargs["ckpt_path"] else "beginning anew")
+        return kwargs
 
     def after_fit(self) -> None:
         if self.config.fit.test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -112,7 +126,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line.
 
     Without ``-c`` the configuration is that of the run that ``--ckpt_path`` belongs to, or else the quickstart's. A
-    shipped file may be named from anywhere: ``-c configs/data/cifar100.yaml``.
+    shipped file may be named from anywhere: ``-c configs/data/cifar100.yaml``. ``--ckpt_path last`` is the newest whole
+    checkpoint of all runs of this name; a fit that finds none begins anew.
 
     Args:
         args: the arguments; ``None`` for those of the process.

@@ -76,8 +76,9 @@ class DistillationModule(ClassificationModule):
         teacher_precision: ``"32"``, ``"bf16"`` or ``"16"``, of its weights and arithmetic; ``None`` for the Trainer's.
         teacher_cache: where the teacher's answers are kept, a folder or a :class:`~lightning_biaskd.TeacherCache`;
             ``None`` asks the teacher every time.
-        **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler``, ``lr_interval``, ``data_input``,
-            ``channels_last`` and ``compile``, as of the base class. What is compiled is student, teacher and loss.
+        **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler``, ``lr_interval``, ``lr_batch_size``,
+            ``data_input``, ``channels_last`` and ``compile``, as of the base class. What is compiled is student,
+            teacher and loss.
 
     Raises:
         UserError: teacher and student share parameters; weights that don't fit; in training, teacher and student that
@@ -131,6 +132,7 @@ class DistillationModule(ClassificationModule):
         self._teacher_as_built = teacher_weights is None
         self._tap = FeatureTap(student, distiller.layers, distiller.embedding)
         self._rehearsed: dict[str, Any] | None = None
+        self._epoch = -1
         self.teacher_cache = TeacherCache(teacher_cache) if isinstance(teacher_cache, str) else teacher_cache
         if self.teacher_cache is not None and (distiller.teacher_layers or distiller.embedding):
             raise UserError(f"{type(distiller).__name__} reads the teacher's features, and a cache holds logits alone")
@@ -291,11 +293,16 @@ class DistillationModule(ClassificationModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        self._epoch = -1
         if self.teacher_cache is not None:
             datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
             self.teacher_cache.open(self.teacher, datamodule, self.num_classes)
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._epoch == self.current_epoch:
+            return
+        # not on_train_epoch_start, which a run that goes on from a checkpoint may leave out
+        self._epoch = self.current_epoch
         self.distiller.set_epoch(self.current_epoch)
         if self.teacher_cache is not None and self.device.type == "cuda":
             self.teacher_cache.keep_on(self.device, self.trainer.datamodule)  # type: ignore[attr-defined]

@@ -40,17 +40,18 @@ class DynamicWeights(Callback):
             raise ValueError(f"unknown interval {interval!r}: choose epoch or step")
         self.schedule = schedule
         self.interval = interval
+        self._epoch = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._progress(trainer)
+        self._epoch = -1
         if not any(isinstance(module, BiasStrategy) for module in pl_module.modules()):
             rank_zero_warn("DynamicWeights found no BiasStrategy to schedule: this run distils plainly")
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._set(trainer, pl_module)
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.interval == "step":
+        # not on_train_epoch_start, which a run that goes on from a checkpoint may leave out
+        if self.interval == "step" or self._epoch != trainer.current_epoch:
+            self._epoch = trainer.current_epoch
             self._set(trainer, pl_module)
 
     def _set(self, trainer: Trainer, pl_module: LightningModule) -> None:

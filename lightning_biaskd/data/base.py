@@ -84,6 +84,8 @@ class ImageDataModule(LightningDataModule):
         self.mix = mix
         self.num_samples: int | None = None
         self._affine: tuple[Tensor, Tensor] | None = None
+        self._training: ResumableLoader | None = None
+        self._resumed: dict[str, int] | None = None
         self.train_set: Dataset[Any] | None = None
         self.val_set: Dataset[Any] | None = None
         self.test_set: Dataset[Any] | None = None
@@ -161,7 +163,19 @@ class ImageDataModule(LightningDataModule):
         ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         dataset = cast("Dataset[Any]", self.train_set)
         sampler = EpochSampler(dataset, ranks, rank, shuffle=True, seed=self.drawing_seed)
-        return self.loader(dataset, ResumableLoader, sampler=sampler)
+        loader = cast("ResumableLoader", self.loader(dataset, ResumableLoader, sampler=sampler))
+        if self._resumed is not None:
+            loader.load_state_dict(self._resumed)
+        self._training = loader
+        return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """How far training is in its epoch, for the checkpoint."""
+        return {} if self._training is None else self._training.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lets training go on there."""
+        self._resumed = state_dict
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         return [] if self.val_set is None else self.loader(self.val_set)

@@ -18,34 +18,34 @@ class EpochSampler(DistributedSampler[Any]):
     batches of N·B sees.
 
     Attributes:
-        start: how many images of the coming epoch to leave out; 0 again once it has begun.
+        start: epoch to begin in the middle of, and how many images of it to leave out.
     """
 
-    start = 0
+    start = (-1, 0)
 
     def __iter__(self) -> Iterator[Any]:
         order = list(super().__iter__())
-        start, self.start = self.start, 0
-        return iter(order[start:])
+        epoch, done = self.start
+        return iter(order[done:] if epoch == self.epoch else order)
 
 
 class ResumableLoader(DataLoader[Any]):
     """A loader of training batches that knows how far it is, and can begin in the middle of an epoch.
 
-    Lightning saves and loads its state with the checkpoint. It draws nothing from the global random state.
+    It draws nothing from the global random state.
 
     Raises:
         UserError: on loading, the state is of the middle of an epoch with other batches or on other processes.
     """
 
     sampler: EpochSampler
-    _begun = 0
     _given = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # lazy, as the epoch is told after iter() is called
+        epoch, done = self.sampler.start
+        self._given = done // (self.batch_size or 1) if epoch == self.sampler.epoch else 0
         seed = self.sampler.seed + self.sampler.epoch
         self.generator = torch.Generator().manual_seed(seed)  # what workers are seeded from
-        self._given, self._begun = self._begun, 0
         for batch in super().__iter__():
             self._given += 1
             yield batch
@@ -64,9 +64,7 @@ class ResumableLoader(DataLoader[Any]):
                 f"the checkpoint was written in the middle of an epoch with {kind}, and this run has {self._kind()}: "
                 "go on with the same, or from a checkpoint of the end of an epoch"
             )
-        self._begun = state["batches"]
-        self.sampler.set_epoch(state["epoch"])
-        self.sampler.start = self._begun * (self.batch_size or 1)
+        self.sampler.start = (state["epoch"], state["batches"] * (self.batch_size or 1))
 
     def _kind(self) -> dict[str, int]:
         return {

@@ -1,0 +1,70 @@
+"""Checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_biaskd.errors import UserError
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and then renames it, so that a kill or a full disk leaves the old one.
+
+    Where the disk is full, training goes on with a warning: the previous checkpoint is still there. A damaged
+    checkpoint is refused in one line that names the newest whole one beside it.
+
+    ``Trainer(plugins=[DurableCheckpointIO()])``; the ``biaskd`` command does so by itself.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        place = Path(path)
+        draft = place.with_name(f".{place.name}.{os.getpid()}")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(place)
+        except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
+            draft.unlink(missing_ok=True)
+            kept = f"the previous {place.name} is still there" if place.is_file() else "there is none yet"
+            rank_zero_warn(
+                f"no checkpoint could be written to '{place}' ({str(error).splitlines()[0]}): make room; {kept}, and "
+                "training goes on"
+            )
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        if "://" not in str(path) and Path(path).is_file() and not is_whole(Path(path)):
+            others = newest(Path(path).parent.glob("*.ckpt"))
+            remedy = f"go on from '{others}'" if others else "there is no other beside it"
+            raise UserError(f"the checkpoint '{path}' is damaged, probably cut off while it was written: {remedy}")
+        return super().load_checkpoint(path, map_location, weights_only)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file that ``torch.save`` wrote has its end; its parts are verified by their checksums."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def newest(paths: Iterable[Path]) -> Path | None:
+    """The whole checkpoint that was written last, ``None`` for none."""
+    by_age = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in by_age if is_whole(path)), None)

@@ -1,0 +1,253 @@
+"""Runs that are killed, and what they leave behind."""
+
+import random
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import CLASSES, TinyData, network, snapshot, unchanged
+from torch import nn
+
+from lightning_biaskd import DKD, BiasStrategy, ClassificationModule, DistillationModule, UserError
+from lightning_biaskd.callbacks import EMA, DynamicWeights, NaNGuard
+from lightning_biaskd.checkpoint import DurableCheckpointIO, is_whole, newest
+from lightning_biaskd.cli import main
+from lightning_biaskd.data import DigitsDataModule
+from lightning_biaskd.random_state import random_states, restore_random_state
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+
+class KilledError(Exception):
+    pass
+
+
+class KillAt(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise KilledError
+
+
+def student():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 10)
+    )
+
+
+def run(trainer, folder, kill=None, ckpt=None, seed=0, workers=0):
+    """Everything that could go astray: dropout, momentum, a rate that moves by the step, averages, warm-up, γ."""
+    torch.manual_seed(seed)
+    teacher = network(10)
+    module = DistillationModule(
+        student(),
+        teacher,
+        DKD(warmup_epochs=3),
+        BiasStrategy("swap"),
+        lr_scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=24),
+        lr_interval="step",
+    )
+    if ckpt:
+        torch.manual_seed(77)  # a new process has drawn other numbers
+        random.seed(77)
+    last = ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
+    callbacks = [EMA(0.9), DynamicWeights(interval="step"), last, *([KillAt(kill)] if kill is not None else [])]
+    data = DigitsDataModule(batch_size=32, train_size=250, num_workers=workers)
+    fit = trainer(max_epochs=3, enable_checkpointing=True, callbacks=callbacks, plugins=[DurableCheckpointIO()])
+    if kill is None:
+        fit.fit(module, data, ckpt_path=ckpt)
+    else:
+        with pytest.raises(KilledError):
+            fit.fit(module, data, ckpt_path=ckpt)
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("step", [1, 7, 8, 9, 20])  # of eight in an epoch: its middle, its end, its beginning
+def test_a_killed_run_ends_where_one_that_was_never_killed_does(step, trainer, tmp_path):
+    whole = run(trainer, tmp_path / "whole")
+    run(trainer, tmp_path / "cut", kill=step)
+    resumed = run(trainer, tmp_path / "cut", ckpt=tmp_path / "cut" / "last.ckpt")
+    parts = "state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "random_states"
+    assert [part for part in parts if not same(whole[part], resumed[part])] == []
+
+
+def test_killed_twice(trainer, tmp_path):
+    whole = run(trainer, tmp_path / "whole")
+    run(trainer, tmp_path / "cut", kill=5)
+    run(trainer, tmp_path / "cut", kill=13, ckpt=tmp_path / "cut" / "last.ckpt")
+    assert same(whole["state_dict"], run(trainer, tmp_path / "cut", ckpt=tmp_path / "cut" / "last.ckpt")["state_dict"])
+
+
+def test_another_run_is_another(trainer, tmp_path):
+    a, b = (run(trainer, tmp_path / str(seed), seed=seed)["state_dict"] for seed in (0, 1))
+    assert not same(a, b)
+
+
+def test_random_states_of_python_numpy_and_torch():
+    states = random_states()
+    draws = [(random.random(), np.random.rand(), torch.rand(1).item()) for _ in range(2)]
+    torch.save(states, "/dev/null")
+    restore_random_state(states)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == draws[0]
+    restore_random_state([*states, *states])  # of two processes: this one goes on as it is
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == draws[1]
+
+
+def test_last_on_the_command_line_after_a_kill(tmp_path, capsys):
+    options = ["fit", "--trainer.max_epochs", "3", "--trainer.accelerator", "cpu", "--test_after_fit", "false"]
+    options += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    options += ["--data.train_size", "200", "--ckpt_path", "last"]
+    program = [sys.executable, "-c", "import signal; signal.alarm; from lightning_biaskd.cli import main; main()"]
+
+    def fit(folder, *more):
+        folder.mkdir(exist_ok=True)
+        return subprocess.Popen([*program, *options, *more], cwd=folder, stderr=subprocess.PIPE, text=True)
+
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    with fit(cut, "--trainer.max_epochs", "1000") as process:
+        written = cut / "runs/quickstart/version_0/checkpoints/last.ckpt"
+        while not (written.is_file() and torch.load(written, weights_only=True)["epoch"] < 2):
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+    killed_at = torch.load(newest(cut.rglob("last.ckpt")), weights_only=True)["epoch"]
+    epochs = ["--trainer.max_epochs", str(killed_at + 3)]
+    for folder in (cut, whole):
+        with fit(folder, *epochs) as process:
+            said = process.communicate()[1]
+            assert process.returncode == 0, said
+            assert ("beginning anew" in said) == (folder == whole)
+    first, second = (torch.load(newest(folder.rglob("last.ckpt")), weights_only=True) for folder in (cut, whole))
+    assert first["epoch"] == second["epoch"] == killed_at + 2
+    assert same(first["state_dict"], second["state_dict"])
+    assert same(first["optimizer_states"], second["optimizer_states"])
+
+
+def test_last_of_a_test_must_be_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["test", "--ckpt_path", "last", "--trainer.accelerator", "cpu"])
+    assert "there is no checkpoint in 'runs/quickstart' yet" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(trainer, tmp_path):
+    io, path = DurableCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"state": torch.zeros(10)}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+        with pytest.warns(UserWarning, match="make room; the previous last.ckpt is still there, and training goes on"):
+            io.save_checkpoint({"state": torch.ones(10_000)}, path)
+        with pytest.warns(UserWarning, match="there is none yet"):
+            io.save_checkpoint({"state": torch.ones(10_000)}, tmp_path / "other.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert torch.equal(io.load_checkpoint(path)["state"], torch.zeros(10))
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "bits"])
+def test_a_damaged_checkpoint_names_the_one_before(damage, trainer, tmp_path):
+    io = DurableCheckpointIO()
+    for name in ("best", "last"):
+        io.save_checkpoint({"state": torch.arange(1000)}, tmp_path / f"{name}.ckpt")
+    path = tmp_path / "last.ckpt"
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 255
+    path.write_bytes(content[:-100] if damage == "cut" else content)
+    assert not is_whole(path)
+    with pytest.raises(UserError, match=r"last.ckpt' is damaged, .*: go on from '.*best.ckpt'"):
+        trainer(plugins=[io]).fit(ClassificationModule(network()), TinyData(), ckpt_path=path)
+    assert newest(tmp_path.glob("*.ckpt")) == tmp_path / "best.ckpt"
+    (tmp_path / "best.ckpt").unlink()
+    with pytest.raises(UserError, match="there is no other beside it"):
+        io.load_checkpoint(path)
+
+
+class Bad(TinyData):
+    """One image is not a number."""
+
+    def __init__(self, position):
+        super().__init__()
+        self.loader.dataset.tensors[0][position] = torch.nan
+
+
+class Weights(Callback):
+    """Copies of the network after every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.seen.append(snapshot(pl_module.model))
+
+
+def test_the_guard_stops_before_the_weights_are_hurt(trainer):
+    module, weights = ClassificationModule(network()), Weights()
+    with pytest.raises(
+        UserError, match=r"the loss is not finite in step 3 \(epoch 0, batch 3\).*NaNGuard\(skip=True\)"
+    ):
+        trainer(callbacks=[NaNGuard(), weights], num_sanity_val_steps=0).fit(module, Bad(27))
+    for name, parameter in module.model.named_parameters():
+        assert torch.equal(parameter, weights.seen[-1][name])
+
+
+def test_the_guard_leaves_a_step_out(trainer):
+    module, weights = ClassificationModule(network()), Weights()
+    run = trainer(callbacks=[NaNGuard(skip=True), weights], limit_val_batches=0)
+    with pytest.warns(UserWarning, match="batch 3.*the step is left out"):
+        run.fit(module, Bad(27))
+    after = weights.seen
+    assert len(after) == 6
+    assert all(torch.equal(after[2][name], after[3][name]) for name in after[2])  # batch norm's statistics too
+    assert not torch.equal(after[3]["5.weight"], after[4]["5.weight"])
+    assert all(value.isfinite().all() for value in snapshot(module.model).values())
+    assert run.callback_metrics["train/skipped"] == 1
+
+
+def test_the_guard_loses_patience(trainer):
+    labels = torch.arange(48) % CLASSES
+    data = TinyData(labels)
+    data.loader.dataset.tensors[0][:] = torch.nan
+    guard = NaNGuard(skip=True, patience=2)
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(UserError, match="batch 2"):
+        trainer(callbacks=[guard], num_sanity_val_steps=0).fit(ClassificationModule(network()), data)
+
+
+def test_a_sound_run_is_the_same_under_the_guard(trainer):
+    nets = []
+    for callbacks in ([], [NaNGuard(skip=True)]):
+        torch.manual_seed(0)
+        nets.append(network())
+        trainer(callbacks=callbacks).fit(ClassificationModule(nets[-1]), TinyData())
+    assert unchanged(snapshot(nets[0]), nets[1])
+
+
+def test_rates_are_scaled_to_the_batch(trainer):
+    module = ClassificationModule(network(10), lr_batch_size=64, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    run = trainer(accumulate_grad_batches=2, limit_train_batches=2, limit_val_batches=0)
+    run.fit(module, DigitsDataModule(batch_size=16))
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05)
+    with pytest.raises(UserError, match="lr_batch_size needs to know the batch size"):
+        trainer().fit(ClassificationModule(network(), lr_batch_size=64), TinyData())
