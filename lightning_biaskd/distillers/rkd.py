@@ -43,8 +43,8 @@ def rkd_loss(
 
         >>> s, t = torch.eye(3), torch.tensor([[0.0], [1.0], [2.0]])
         >>> rkd_loss(s, t, angle_weight=0.0)
-        tensor([0.7813, 0.5208, 0.7813])
-        >>> rkd_loss(s, t, keep=torch.tensor([True, True, False]))
+        tensor([1.3021, 0.5208, 1.3021])
+        >>> rkd_loss(s, t, angle_weight=0.0, keep=torch.tensor([True, True, False]))
         tensor([0., 0., 0.])
     """
     pairs, count = pairs_kept(student, keep)
