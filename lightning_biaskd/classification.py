@@ -16,7 +16,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import Means, topk_accuracies
 from lightning_biaskd.models.weights import load_weights, mismatch
-from lightning_biaskd.outputs import at_least_float32
+from lightning_biaskd.outputs import Outputs, at_least_float32
 from lightning_biaskd.tap import FeatureTap
 
 _OBJECTS = ("model", "student", "teacher", "distiller", "bias", "optimizer", "lr_scheduler")
@@ -86,7 +86,11 @@ class ClassificationModule(LightningModule):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, C) of images (B, …)."""
-        return self._tap(image).logits
+        return self.answer(image).logits
+
+    def answer(self, image: Tensor) -> Outputs:
+        """The network's outputs on images (B, …)."""
+        return self._tap(image)
 
     def losses(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         """What one training step minimises, under ``"train/loss"``, and what it logs beside it.

@@ -1,6 +1,8 @@
 """Published distillation methods, one file each."""
 
 from lightning_biaskd.distillers.base import Distiller, kl_divergence, without_label
+from lightning_biaskd.distillers.cat_kd import CATKD, cat_kd_loss, class_activation_maps
+from lightning_biaskd.distillers.crd import CRD, crd_loss
 from lightning_biaskd.distillers.ctkd import CTKD, ctkd_loss
 from lightning_biaskd.distillers.dist import DIST, dist_loss
 from lightning_biaskd.distillers.dkd import DKD, dkd_loss
@@ -9,10 +11,14 @@ from lightning_biaskd.distillers.logit_standardization import LogitStandardizati
 from lightning_biaskd.distillers.mlkd import MLKD, mlkd_loss
 from lightning_biaskd.distillers.nkd import NKD, nkd_loss
 from lightning_biaskd.distillers.norm_kd import NormKD, norm_kd_loss
+from lightning_biaskd.distillers.ofd import OFD, ofd_loss
 from lightning_biaskd.distillers.rc import RC, rc_loss
+from lightning_biaskd.distillers.review_kd import ReviewKD, review_kd_loss
 from lightning_biaskd.distillers.rld import RLD, rld_loss
 from lightning_biaskd.distillers.sdd import SDD, cell_logits
+from lightning_biaskd.distillers.simkd import SimKD, simkd_loss
 from lightning_biaskd.distillers.sld import SLD, sld_loss
+from lightning_biaskd.distillers.srd import SRD, srd_loss
 from lightning_biaskd.distillers.teacher_free import (
     LabelSmoothing,
     TeacherFree,
@@ -22,19 +28,24 @@ from lightning_biaskd.distillers.teacher_free import (
 from lightning_biaskd.distillers.ttm import TTM, WTTM, ttm_loss, wttm_loss
 from lightning_biaskd.distillers.weighted_sum import WeightedSum
 from lightning_biaskd.distillers.wkd import WKD, class_distances, wkd_loss
+from lightning_biaskd.distillers.wkd_feature import WKDFeature, wkd_feature_loss
 from lightning_biaskd.distillers.wsld import WSLD, wsld_loss
 
 __all__ = [
+    "CATKD",
+    "CRD",
     "CTKD",
     "DIST",
     "DKD",
     "KD",
     "MLKD",
     "NKD",
+    "OFD",
     "RC",
     "RLD",
     "SDD",
     "SLD",
+    "SRD",
     "TTM",
     "WKD",
     "WSLD",
@@ -43,10 +54,16 @@ __all__ = [
     "LabelSmoothing",
     "LogitStandardization",
     "NormKD",
+    "ReviewKD",
+    "SimKD",
     "TeacherFree",
+    "WKDFeature",
     "WeightedSum",
+    "cat_kd_loss",
     "cell_logits",
+    "class_activation_maps",
     "class_distances",
+    "crd_loss",
     "ctkd_loss",
     "dist_loss",
     "dkd_loss",
@@ -56,13 +73,18 @@ __all__ = [
     "mlkd_loss",
     "nkd_loss",
     "norm_kd_loss",
+    "ofd_loss",
     "rc_loss",
+    "review_kd_loss",
     "rld_loss",
+    "simkd_loss",
     "sld_loss",
+    "srd_loss",
     "standardize",
     "teacher_free_loss",
     "ttm_loss",
     "without_label",
+    "wkd_feature_loss",
     "wkd_loss",
     "wsld_loss",
     "wttm_loss",
