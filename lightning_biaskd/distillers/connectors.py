@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
@@ -51,9 +53,9 @@ def regressor(student: Tensor, teacher: Tensor) -> Connector:
     return Connector(convolution, nn.BatchNorm2d(channels[1]), nn.ReLU())
 
 
-def as_feature(connectors: list[nn.Module], feature: Tensor) -> nn.ModuleList:
-    """Connectors where the feature is, and of its precision."""
-    return nn.ModuleList(connectors).to(feature.device, feature.dtype)
+def module_list(connectors: Sequence[nn.Module], like: Tensor) -> nn.ModuleList:
+    """Connectors on the device of a feature and of its precision."""
+    return nn.ModuleList(connectors).to(like.device, like.dtype)
 
 
 def learned(connectors: nn.ModuleList) -> nn.ModuleList:

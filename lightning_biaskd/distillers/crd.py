@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import Connector, as_feature, learned
+from lightning_biaskd.distillers.connectors import Connector, learned, module_list
 from lightning_biaskd.distillers.features import FeatureDistiller, embeddings, product, unit
 from lightning_biaskd.distributed import gather
 from lightning_biaskd.errors import UserError
@@ -139,7 +139,7 @@ class CRD(FeatureDistiller):
             )
         own, others = embeddings(student, teacher)
         maps: list[nn.Module] = [Connector(nn.Linear(e.shape[1], self.dim)) for e in (own, others)]
-        self.connectors = as_feature(maps, own)
+        self.connectors = module_list(maps, own)
         bound = math.sqrt(3 / self.dim)
         for name in ("student_memory", "teacher_memory"):
             memory = own.new_empty(num_samples, self.dim).uniform_(-bound, bound)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import Connector, as_feature, learned
+from lightning_biaskd.distillers.connectors import Connector, learned, module_list
 from lightning_biaskd.distillers.features import FeatureDistiller, Layer, as_map
 from lightning_biaskd.outputs import Outputs, at_least_float32
 
@@ -87,7 +87,7 @@ class OFD(FeatureDistiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the connectors and measures the margins."""
         pairs = [(as_map(s), as_map(t)) for s, t in self.pairs(student, teacher)]
-        self.connectors = as_feature([_Stage(s, t) for s, t in pairs], pairs[0][0])
+        self.connectors = module_list([_Stage(s, t) for s, t in pairs], pairs[0][0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import Connector, as_feature, learned
+from lightning_biaskd.distillers.connectors import Connector, learned, module_list
 from lightning_biaskd.distillers.features import FeatureDistiller, Layer, as_map, embeddings, layer_names
 from lightning_biaskd.outputs import Outputs, at_least_float32
 
@@ -100,7 +100,7 @@ class ReviewKD(FeatureDistiller):
         fusions: list[nn.Module] = [
             _Fusion(s.shape[1], middle, t.shape[1], fuse=depth > 0) for depth, (s, t) in enumerate(levels)
         ]
-        self.connectors = as_feature(fusions, levels[0][0])
+        self.connectors = module_list(fusions, levels[0][0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""

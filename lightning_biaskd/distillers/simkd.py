@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import Connector, as_feature, learned
+from lightning_biaskd.distillers.connectors import Connector, learned, module_list
 from lightning_biaskd.distillers.features import FeatureDistiller, Layer, check_average, feature_of, same_size
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.outputs import Outputs, at_least_float32
@@ -89,7 +89,7 @@ class SimKD(FeatureDistiller):
             check_average("SimKD", outputs, layer)
         _module(student).requires_grad_(False)
         classifier = untapped(_module(teacher)).requires_grad_(False).train()
-        self.connectors = as_feature([_projector(s, t, self.factor), Connector(classifier)], s)
+        self.connectors = module_list([_projector(s, t, self.factor), Connector(classifier)], s)
 
     def answer(self, student: Outputs) -> Outputs:
         """See :class:`Distiller`; the logits are those of the teacher's classifier on the projected map."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import Connector, as_feature, learned
+from lightning_biaskd.distillers.connectors import Connector, learned, module_list
 from lightning_biaskd.distillers.features import FeatureDistiller, embeddings
 from lightning_biaskd.outputs import Outputs, at_least_float32
 
@@ -80,7 +80,7 @@ class SRD(FeatureDistiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the projector."""
         s, t = embeddings(student, teacher)
-        self.connectors = as_feature([Connector(nn.Linear(s.shape[1], t.shape[1], bias=False))], s)
+        self.connectors = module_list([Connector(nn.Linear(s.shape[1], t.shape[1], bias=False))], s)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""

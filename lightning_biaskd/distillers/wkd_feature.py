@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import as_feature, learned, regressor
+from lightning_biaskd.distillers.connectors import learned, module_list, regressor
 from lightning_biaskd.distillers.features import FeatureDistiller, Layer, as_map
 from lightning_biaskd.distillers.wkd import cosine_decay
 from lightning_biaskd.outputs import Outputs, at_least_float32
@@ -131,7 +131,7 @@ class WKDFeature(FeatureDistiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the regressor."""
         ((s, t),) = self.pairs(student, teacher)
-        self.connectors = as_feature([regressor(as_map(s), as_map(t))], s)
+        self.connectors = module_list([regressor(as_map(s), as_map(t))], s)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
