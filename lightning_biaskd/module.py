@@ -229,6 +229,7 @@ class DistillationModule(ClassificationModule):
         with torch.no_grad():
             self.student.eval()
             self.distiller.build(self._tap(image), self.teacher(image), num_samples)
+        self.deployed()  # what can't be deployed is refused now, not after training
         for module, mode in modes.items():
             module.training = mode
         self._rehearsed = {"image_shape": list(image.shape[1:]), "num_samples": num_samples}

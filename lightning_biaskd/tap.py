@@ -91,8 +91,8 @@ class FeatureTap:
         Raises:
             UserError: the layer runs several times, or the classifier is no module of the network.
         """
-        names = {module: name for name, module in self.model.named_modules()}
-        own, name = names.get(self._head) if self._head is not None else None, self._names[layer]
+        name = self._names[layer]
+        own = next((own for own, module in self.model.named_modules() if module is self._head), None)
         if own is None:
             raise UserError(f"the classifier of {type(self.model).__name__} is none of its layers, so none replaces it")
         if name in self._shared:
