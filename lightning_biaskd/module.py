@@ -142,6 +142,18 @@ class DistillationModule(ClassificationModule):
         """The network that is trained; alone, with clean names."""
         return self.model
 
+    def deployed(self) -> nn.Module:
+        """The network to deploy, images to logits.
+
+        That is the student, but for methods such as :class:`~lightning_biaskd.distillers.SimKD`, which give a copy of
+        it another classifier.
+        """
+        return self.distiller.deployed(self._tap)
+
+    def answer(self, image: Tensor) -> Outputs:
+        """The student's outputs on images (B, …); its logits are those of the network to deploy."""
+        return self.distiller.answer(super().answer(image))
+
     def losses(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         """See :class:`ClassificationModule`."""
         image, target = batch[:2]
@@ -154,7 +166,7 @@ class DistillationModule(ClassificationModule):
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)
         if self.distiller.remembers:
-            student = with_sample(student, self.sample(batch))
+            student = with_sample(student, self.sample(batch, batch_idx))
         ce = self.cross_entropy(student.logits, target)
         kd, parts = self.distillation_loss(student, teacher, target)
         return {
@@ -189,17 +201,26 @@ class DistillationModule(ClassificationModule):
             "bias/gamma": self.bias.gamma,
         }
 
-    def sample(self, batch: Sequence[Any]) -> Tensor:
+    def sample(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The numbers (B,) of a batch's images in their data set, for methods with a memory.
 
         Raises:
-            UserError: the batch has none.
+            UserError: the batch has none, or numbers beyond those of the data set; they are read as in
+                :meth:`check_batch`.
         """
         if len(batch) < 3 or not isinstance(batch[2], Tensor):
             raise UserError(
                 "this method remembers every image, so it must know which ones are in a batch: let the data set return "
                 "(image, target, index), as those of lightning_biaskd.data do"
             )
+        known = self._rehearsed["num_samples"] if self._rehearsed else None
+        if known is not None and may_read(batch[2], batch_idx):
+            low, high = int(batch[2].min()), int(batch[2].max())
+            if low < 0 or high >= known:
+                raise UserError(
+                    f"images are numbered {low} to {high} in this batch, outside [0, {known - 1}]: num_samples of the "
+                    "data module must say how many there are"
+                )
         return batch[2]
 
     def answers(self, student: Outputs, teacher: Outputs, target: Tensor) -> dict[str, Tensor]:
@@ -284,7 +305,8 @@ class DistillationModule(ClassificationModule):
         image = image.to(parameter.device, parameter.dtype)
         with torch.no_grad():
             self.student.eval()
-            self.distiller.build(self.answer(image), self.teacher(image), num_samples)
+            self.distiller.build(super().answer(image), self.teacher(image), num_samples)
+        self.deployed()  # what can't be deployed is refused now, not after training
         for module, mode in modes.items():
             module.training = mode
         self._rehearsed = {"image_shape": list(image.shape[1:]), "num_samples": num_samples}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +56,8 @@ class FeatureTap:
         self._seen: dict[str, Tensor] = {}
         self._read: dict[str, Tensor] = {}
         self._head: nn.Module | None = None
+        self._names = {layer: layer for layer in self.layers}  # of the modules, once stages are found
+        self._shared: set[str] = set()  # modules that run several times
         self._unresolved = [name for name in self.layers if name.startswith("-") or name.endswith(":pre")]
         self._headless = embedding
         for name in self.layers:
@@ -77,6 +81,31 @@ class FeatureTap:
         self._read.clear()
         return Outputs(answer.logits, features, embedding, answer.head if self._head is None else self._head)
 
+    def grafted(self, layer: str, behind: nn.Module, head: nn.Module) -> nn.Module:
+        """A copy of the network, untapped, in which ``behind`` follows a layer and ``head`` is the classifier.
+
+        Args:
+            layer: one of the tapped layers.
+            behind: takes what the layer gives.
+            head: takes what the classifier reads then.
+
+        Raises:
+            UserError: the layer runs several times, or the classifier is no module of the network.
+        """
+        name = self._names[layer]
+        own = next((own for own, module in self.model.named_modules() if module is self._head), None)
+        if own is None:
+            raise UserError(f"the classifier of {type(self.model).__name__} is none of its layers, so none replaces it")
+        if name in self._shared:
+            raise UserError(
+                f"{type(self.model).__name__} runs layer {name!r} several times, so nothing can follow it: name another"
+            )
+        network = untapped(self.model)
+        for place, module in ((name, nn.Sequential(network.get_submodule(name), behind)), (own, head)):
+            parent, _, child = place.rpartition(".")
+            setattr(network.get_submodule(parent), child, module)
+        return network
+
     def _find(self, name: str) -> nn.Module:
         modules: dict[str, nn.Module] = dict(self.model.named_modules())
         if name not in modules:
@@ -86,10 +115,12 @@ class FeatureTap:
 
     def _resolve(self, image: Tensor) -> None:
         answer, calls = _trace(self.model, image[:2])
+        self._shared = {name for name, times in Counter(call.name for call in calls).items() if times > 1}
         for layer in self._unresolved:
             place = layer.removesuffix(":pre")
             name = self._stage(place, calls) if place.startswith("-") else place
             module = self._find(name)
+            self._names[layer] = name
             activation = _last_activation(name, calls) if layer.endswith(":pre") else None
             if activation is None:
                 module.register_forward_hook(_KeepOutput(self._seen, layer))
@@ -132,6 +163,16 @@ class FeatureTap:
             f"no layer of {type(self.model).__name__} gives its logits, so it has no classifier to read: return "
             "Outputs(logits, embedding=…, head=…) from its forward"
         )
+
+
+def untapped(model: nn.Module) -> nn.Module:
+    """A copy of a network without the hooks of any :class:`FeatureTap`."""
+    network = copy.deepcopy(model)
+    for module in network.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _KeepOutput)]:
+                del hooks[key]
+    return network
 
 
 class _Call(NamedTuple):

@@ -4,8 +4,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torchvision
 import yaml
-from torchvision.models import resnet34
 
 from lightning_biaskd import ClassificationModule, DistillationModule, UserError
 from lightning_biaskd.cli import CONFIGS, BiasKDCLI, BriefParser
@@ -38,6 +38,10 @@ def test_all_rooms_are_there():
     }
 
 
+def untrained(url, **_):
+    return getattr(torchvision.models, Path(url).name.partition("-")[0])().state_dict()
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_file(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -47,8 +51,9 @@ def test_file(name, monkeypatch, tmp_path):
     names = [*company, name]
     here = room != "pair" or "builtin" in str(content)
     extra = [] if here else ["--model.teacher_weights", "null"]
-    # what torchvision would download
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: resnet34().state_dict())
+    # what torchvision and timm would download
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", untrained)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: None)
     service = Path(name).stem
     if room == "logger" and service != "csv" and find_spec(service) is None:
         with pytest.raises(UserError, match=f"pip install -U '{service}"):

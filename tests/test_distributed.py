@@ -11,7 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from settings import SETTINGS, Setting
+from memories import remembering, trained_for_three_steps
+from properties import Setting, trained
+from settings import SETTINGS
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_biaskd import BiasStrategy
 from lightning_biaskd.distillers import MLKD, LogitStandardization
@@ -57,7 +60,7 @@ def gradient(case, mode, normalize, sync, image, teacher, target):
         bias.gamma.fill_(0.3)
         loss = bias(distiller, *answers, target)
         total, values = loss.total, torch.stack(list(loss[:3])).detach()
-    gradients = torch.autograd.grad(total, [weight, *distiller.parameters()])
+    gradients = torch.autograd.grad(total, [weight, *trained(distiller)])
     return torch.cat([values, *(g.flatten() for g in gradients)])
 
 
@@ -73,14 +76,33 @@ def run_rank(rank, world, folder):
         results[key] = result / world  # as DDP averages gradients and Lightning logged values
     if rank == 0:
         torch.save(results, f"{folder}/results.pt")
+    torch.save(remembered(rank, world), f"{folder}/memories_{rank}.pt")
     dist.destroy_process_group()
 
 
+def remembered(rank, world):
+    """What CRD comes to under DDP, and whether a memory that is changed afterwards is left alone."""
+    torch.manual_seed(0)
+    distiller, *batch = remembering()
+    model, total, *rest = trained_for_three_steps(distiller, DistributedDataParallel, rank, world)
+    dist.all_reduce(total)
+    distiller.student_memory.add_(rank)
+    changed = distiller.student_memory.detach().clone()
+    model.eval()(*batch)  # DDP sends buffers here
+    return total, *rest, torch.equal(changed, distiller.student_memory)
+
+
 @pytest.fixture(scope="module", params=[2, 4])
-def same(request, tmp_path_factory):
-    """Whether several processes have the gradients and losses of one on the joined batch, case by case."""
+def folder(request, tmp_path_factory):
+    """What the ranks left."""
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(run_rank, (request.param, str(folder)), nprocs=request.param)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def same(folder):
+    """Whether several processes have the gradients and losses of one on the joined batch, case by case."""
     return {
         key: torch.allclose(result, gradient(*key, *joined_batch()), rtol=1e-6, atol=1e-12)
         for key, result in torch.load(folder / "results.pt").items()
@@ -90,6 +112,16 @@ def same(request, tmp_path_factory):
 def test_the_gradient_of_several_processes_is_that_of_one(same):
     different = [key for key, equal in same.items() if key[3] and not equal]
     assert not different
+
+
+def test_several_processes_remember_as_one_without_sending_memories(folder):
+    ranks = [torch.load(path) for path in sorted(folder.glob("memories_*.pt"))]
+    torch.manual_seed(0)
+    expected = trained_for_three_steps(remembering()[0], lambda model: model)[1:]
+    for *result, left_alone in ranks:
+        torch.testing.assert_close(tuple(result), expected)
+        assert all(torch.equal(a, b) for a, b in zip(result[2], ranks[0][2], strict=True))
+        assert left_alone
 
 
 def test_without_synchronisation_it_is_another_method(same):

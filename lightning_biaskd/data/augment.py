@@ -8,20 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_GOLDEN = -0x61C8864680B583EB  # the constants of splitmix64 (Steele, Lea, Flood, 2014), as signed 64-bit integers
-_MIX1 = -0x40A7B892E31B1A47
-_MIX2 = -0x6B2FB644ECCEEE15
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64: int64 to int64, all bits stirred."""
-    x = (x ^ _shift(x, 30)) * _MIX1
-    x = (x ^ _shift(x, 27)) * _MIX2
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+from lightning_biaskd.hashing import GOLDEN, hashed, mix
 
 
 def random_bits(seed: int, epoch: int | Tensor, index: Tensor) -> Tensor:
@@ -42,8 +29,8 @@ def random_bits(seed: int, epoch: int | Tensor, index: Tensor) -> Tensor:
         >>> bool((a != b).all()), torch.equal(random_bits(0, 0, torch.tensor([1])), a[1:])
         (True, True)
     """
-    start = _mix(torch.tensor([seed], dtype=torch.int64, device=index.device) * _GOLDEN + epoch + 1)
-    return _mix(_mix(start + index) + _GOLDEN) & ((1 << 63) - 1)
+    start = mix(torch.tensor([seed], dtype=torch.int64, device=index.device) * GOLDEN + epoch + 1)
+    return hashed(mix(start + index))
 
 
 def further_bits(bits: Tensor) -> Tensor:
@@ -54,7 +41,7 @@ def further_bits(bits: Tensor) -> Tensor:
         >>> bool((further_bits(first) != first).all())
         True
     """
-    return _mix(bits + _GOLDEN) & ((1 << 63) - 1)
+    return hashed(bits)
 
 
 def crop_and_flip(image: Tensor, bits: Tensor, padding: int, flip: bool) -> Tensor:

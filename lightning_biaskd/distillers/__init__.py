@@ -2,7 +2,9 @@
 
 from lightning_biaskd.distillers.at import AT, at_loss
 from lightning_biaskd.distillers.base import Distiller, kl_divergence, without_label
+from lightning_biaskd.distillers.cat_kd import CATKD, cat_kd_loss, class_activation_maps
 from lightning_biaskd.distillers.cc import CC, cc_loss
+from lightning_biaskd.distillers.crd import CRD, crd_loss
 from lightning_biaskd.distillers.ctkd import CTKD, ctkd_loss
 from lightning_biaskd.distillers.dist import DIST, dist_loss
 from lightning_biaskd.distillers.dkd import DKD, dkd_loss
@@ -14,13 +16,17 @@ from lightning_biaskd.distillers.mlkd import MLKD, mlkd_loss
 from lightning_biaskd.distillers.nkd import NKD, nkd_loss
 from lightning_biaskd.distillers.norm_kd import NormKD, norm_kd_loss
 from lightning_biaskd.distillers.nst import NST, nst_loss
+from lightning_biaskd.distillers.ofd import OFD, ofd_loss
 from lightning_biaskd.distillers.pkt import PKT, pkt_loss
 from lightning_biaskd.distillers.rc import RC, rc_loss
+from lightning_biaskd.distillers.review_kd import ReviewKD, review_kd_loss
 from lightning_biaskd.distillers.rkd import RKD, rkd_loss
 from lightning_biaskd.distillers.rld import RLD, rld_loss
 from lightning_biaskd.distillers.sdd import SDD, cell_logits
+from lightning_biaskd.distillers.simkd import SimKD, simkd_loss
 from lightning_biaskd.distillers.sld import SLD, sld_loss
 from lightning_biaskd.distillers.sp import SP, sp_loss
+from lightning_biaskd.distillers.srd import SRD, srd_loss
 from lightning_biaskd.distillers.teacher_free import (
     LabelSmoothing,
     TeacherFree,
@@ -31,11 +37,14 @@ from lightning_biaskd.distillers.ttm import TTM, WTTM, ttm_loss, wttm_loss
 from lightning_biaskd.distillers.vid import VID, vid_loss
 from lightning_biaskd.distillers.weighted_sum import WeightedSum
 from lightning_biaskd.distillers.wkd import WKD, class_distances, wkd_loss
+from lightning_biaskd.distillers.wkd_feature import WKDFeature, wkd_feature_loss
 from lightning_biaskd.distillers.wsld import WSLD, wsld_loss
 
 __all__ = [
     "AT",
+    "CATKD",
     "CC",
+    "CRD",
     "CTKD",
     "DIST",
     "DKD",
@@ -44,6 +53,7 @@ __all__ = [
     "MLKD",
     "NKD",
     "NST",
+    "OFD",
     "PKT",
     "RC",
     "RKD",
@@ -51,6 +61,7 @@ __all__ = [
     "SDD",
     "SLD",
     "SP",
+    "SRD",
     "TTM",
     "VID",
     "WKD",
@@ -61,12 +72,18 @@ __all__ = [
     "LabelSmoothing",
     "LogitStandardization",
     "NormKD",
+    "ReviewKD",
+    "SimKD",
     "TeacherFree",
+    "WKDFeature",
     "WeightedSum",
     "at_loss",
+    "cat_kd_loss",
     "cc_loss",
     "cell_logits",
+    "class_activation_maps",
     "class_distances",
+    "crd_loss",
     "ctkd_loss",
     "dist_loss",
     "dkd_loss",
@@ -79,17 +96,22 @@ __all__ = [
     "nkd_loss",
     "norm_kd_loss",
     "nst_loss",
+    "ofd_loss",
     "pkt_loss",
     "rc_loss",
+    "review_kd_loss",
     "rkd_loss",
     "rld_loss",
+    "simkd_loss",
     "sld_loss",
     "sp_loss",
+    "srd_loss",
     "standardize",
     "teacher_free_loss",
     "ttm_loss",
     "vid_loss",
     "without_label",
+    "wkd_feature_loss",
     "wkd_loss",
     "wsld_loss",
     "wttm_loss",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.tap import FeatureTap
 
 
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -148,6 +149,14 @@ class Distiller(nn.Module):
             num_samples: how many images are numbered, for methods with a memory.
         """
 
+    def answer(self, student: Outputs) -> Outputs:
+        """The student's outputs as it is deployed: its own, unless the method gives it another classifier."""
+        return student
+
+    def deployed(self, student: FeatureTap) -> nn.Module:
+        """The network that is deployed, images to the logits of :meth:`answer`: the student itself, likewise."""
+        return student.model
+
     def set_epoch(self, epoch: int) -> None:
         """Tells the method the 0-based epoch. What it schedules is a function of that alone, so resuming is exact."""
         self.ramp.fill_(min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0)
@@ -187,6 +196,14 @@ class Wrapper(Distiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; the inner method is built."""
         self.distiller.build(student, teacher, num_samples)
+
+    def answer(self, student: Outputs) -> Outputs:
+        """See :class:`Distiller`; the inner method is asked."""
+        return self.distiller.answer(student)
+
+    def deployed(self, student: FeatureTap) -> nn.Module:
+        """See :class:`Distiller`; the inner method is asked."""
+        return self.distiller.deployed(student)
 
     def set_epoch(self, epoch: int) -> None:
         """See :class:`Distiller`; the inner method is told."""

@@ -67,7 +67,7 @@ class FeatureDistiller(Distiller):
             UserError: the outputs don't hold them.
         """
         for own, others in zip(self.layers, self.teacher_layers, strict=True):
-            yield _feature(student, own, "student"), _feature(teacher, others, "teacher")
+            yield feature_of(student, own, "student"), feature_of(teacher, others, "teacher")
 
     def extra_repr(self) -> str:
         teacher = f", teacher_layers={self.teacher_layers}" if self.teacher_layers != self.layers else ""
@@ -75,7 +75,17 @@ class FeatureDistiller(Distiller):
         return f"layers={self.layers}{teacher}{warmup}"
 
 
-def _feature(outputs: Outputs, layer: str, whose: str) -> Tensor:
+def feature_of(outputs: Outputs, layer: str, whose: str) -> Tensor:
+    """The feature of one layer, in float32 at least.
+
+    Args:
+        outputs: of one network.
+        layer: its name.
+        whose: ``"student"`` or ``"teacher"``.
+
+    Raises:
+        UserError: the outputs don't hold it.
+    """
     if layer not in outputs.features:
         raise UserError(
             f"the {whose}'s outputs hold no feature {layer!r}: run the network by FeatureTap(model, distiller.layers), "
@@ -96,6 +106,22 @@ def embeddings(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
             "FrozenTeacher(model, embedding=True)"
         )
     return at_least_float32(student.embedding.flatten(1)), at_least_float32(teacher.embedding.flatten(1))
+
+
+def check_average(method: str, outputs: Outputs, layer: str) -> None:
+    """Refuses a map (B, D, H, W) whose average isn't what the classifier reads, where the outputs say what it reads.
+
+    Raises:
+        UserError: it isn't.
+    """
+    if outputs.embedding is None:
+        return
+    read, mean = outputs.embedding.flatten(1), as_map(outputs.features[layer]).mean((2, 3))
+    if read.shape != mean.shape or not torch.allclose(read, mean, rtol=1e-2, atol=1e-3):
+        raise UserError(
+            f"{method}: the classifier does not read the average of layer {layer!r}: name the layer whose average it "
+            "reads"
+        )
 
 
 def as_map(feature: Tensor) -> Tensor:

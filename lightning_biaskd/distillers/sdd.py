@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.distillers.base import Distiller, Wrapper
 from lightning_biaskd.distillers.dkd import DKD
-from lightning_biaskd.distillers.features import Layer, layer_names
+from lightning_biaskd.distillers.features import Layer, check_average, layer_names
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.outputs import Outputs
 
@@ -111,12 +111,7 @@ class SDD(Wrapper):
         super().build(student, teacher, num_samples)
         for outputs, (layer,) in ((student, self.layers), (teacher, self.teacher_layers)):
             self._cells(outputs, layer)
-            read, mean = outputs.embedding, outputs.features[layer].mean((2, 3))
-            if read is not None and (read.shape != mean.shape or not torch.allclose(read, mean, rtol=1e-2, atol=1e-3)):
-                raise UserError(
-                    f"SDD: the classifier does not read the average of layer {layer!r}: name the layer whose average "
-                    "it reads"
-                )
+            check_average("SDD", outputs, layer)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_biaskd.distillers.base import Distiller
 from lightning_biaskd.outputs import Outputs
+from lightning_biaskd.tap import FeatureTap
 
 
 class WeightedSum(Distiller):
@@ -53,6 +54,17 @@ class WeightedSum(Distiller):
         """See :class:`Distiller`; every part is built."""
         for term, _ in self.terms():
             term.build(student, teacher, num_samples)
+
+    def answer(self, student: Outputs) -> Outputs:
+        """See :class:`Distiller`; one part at most has a classifier to give."""
+        for term, _ in self.terms():
+            student = term.answer(student)
+        return student
+
+    def deployed(self, student: FeatureTap) -> nn.Module:
+        """See :class:`Distiller`; one part at most has a classifier to give."""
+        networks = [term.deployed(student) for term, _ in self.terms()]
+        return next((network for network in networks if network is not student.model), student.model)
 
     def set_epoch(self, epoch: int) -> None:
         """See :class:`Distiller`; every part is told."""

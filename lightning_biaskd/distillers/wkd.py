@@ -40,6 +40,22 @@ def class_distances(prototypes: Tensor) -> Tensor:
     return (1 - rows @ rows.T).clamp_min(0).fill_diagonal_(0)
 
 
+def cosine_decay(epoch: int, start: int, end: int) -> float:
+    """The factor that falls by a cosine from 1 after ``start`` epochs to 0 in the last of ``end``.
+
+    Args:
+        epoch: 0-based.
+        start: epochs before it falls.
+        end: epochs until it is 0; not after ``start`` for a constant 1.
+
+    Example:
+        >>> [round(cosine_decay(epoch, 2, 4), 3) for epoch in range(5)]
+        [1.0, 1.0, 0.5, 0.0, 0.0]
+    """
+    done = min(max(epoch + 1 - start, 0) / (end - start), 1.0) if end > start else 0.0
+    return (1 + math.cos(math.pi * done)) / 2
+
+
 def transport_cost(
     student_log_probs: Tensor, teacher_log_probs: Tensor, used: Tensor, cost: Tensor, epsilon: float, iterations: int
 ) -> Tensor:
@@ -229,9 +245,7 @@ class WKD(Distiller):
     def set_epoch(self, epoch: int) -> None:
         """See :class:`Distiller`."""
         super().set_epoch(epoch)
-        span = self.decay_end - self.decay_start
-        done = min(max(epoch + 1 - self.decay_start, 0) / span, 1.0) if span > 0 else 0.0
-        self.decay.fill_((1 + math.cos(math.pi * done)) / 2)
+        self.decay.fill_(cosine_decay(epoch, self.decay_start, self.decay_end))
 
     def extra_repr(self) -> str:
         return (

@@ -6,6 +6,7 @@ import statistics
 
 import torch
 from feature_settings import FEATURE_SETTINGS
+from projector_settings import PROJECTOR_SETTINGS
 from properties import Setting
 
 from lightning_biaskd import Outputs
@@ -217,6 +218,7 @@ CORRECTS = {NOT_ZERO: "it corrects a wrong answer, so a student that copies the 
 
 SETTINGS = {
     **FEATURE_SETTINGS,
+    **PROJECTOR_SETTINGS,
     "KD": Setting(KD(), kd),
     "DKD": Setting(DKD(), dkd),
     "DIST": Setting(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from properties import trained
 from settings import SETTINGS
 from torch.nn.utils import vector_to_parameters
 
@@ -26,8 +27,8 @@ def build(class_path, init_args):
 
 
 def fill(distiller):
-    count = sum(p.numel() for p in distiller.parameters())
-    vector_to_parameters((torch.arange(count, dtype=torch.float64) + 1).sin() / 2, distiller.parameters())
+    count = sum(p.numel() for p in trained(distiller))
+    vector_to_parameters((torch.arange(count, dtype=torch.float64) + 1).sin() / 2, trained(distiller))
 
 
 @pytest.mark.parametrize(

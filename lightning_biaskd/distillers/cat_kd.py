@@ -1,0 +1,118 @@
+"""Class attention transfer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_biaskd.distillers.features import FeatureDistiller, Layer, as_map, check_average, unit
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.outputs import Outputs, at_least_float32
+
+
+def class_activation_maps(feature: Tensor, weight: Tensor) -> Tensor:
+    """How much each position speaks for each class.
+
+    Args:
+        feature: (B, D, H, W), whose average the classifier reads.
+        weight: (C, D), the classifier's.
+
+    Returns:
+        (B, C, H, W), whose average is the logits without their bias.
+    """
+    weight = at_least_float32(weight).to(feature.dtype)
+    with torch.autocast(feature.device.type, enabled=False):
+        return F.conv2d(feature, weight[:, :, None, None])
+
+
+def cat_kd_loss(student: Tensor, teacher: Tensor, resolution: int = 2, normalize: bool = False) -> Tensor:
+    """The mean squared difference of each sample's class activation maps; see :class:`CATKD`.
+
+    Args:
+        student: (B, C, H, W).
+        teacher: (B, C, H', W').
+        resolution: height and width to which they are averaged.
+        normalize: scale each map to length 1.
+
+    Returns:
+        (B,)
+
+    Example:
+        >>> student = torch.tensor([3.0, 4.0]).view(1, 1, 2, 1)
+        >>> teacher = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1)
+        >>> cat_kd_loss(student, teacher, resolution=1), cat_kd_loss(student, teacher, resolution=1, normalize=True)
+        (tensor([9.]), tensor([0.]))
+    """
+    student, teacher = (
+        F.adaptive_avg_pool2d(at_least_float32(maps), resolution).flatten(2) for maps in (student, teacher)
+    )
+    if normalize:
+        student, teacher = unit(student, dim=2), unit(teacher, dim=2)
+    return (student - teacher).square().mean((1, 2))
+
+
+class CATKD(FeatureDistiller):
+    r"""Guo, Yan, Li, Lin, *Class Attention Transfer Based Knowledge Distillation*, CVPR 2023, arXiv 2304.12777.
+
+    A class activation map :math:`A_c = \sum_d w_{cd} F_d` says which regions speak for a class, with F the last feature
+    map and w the weights of the classifier that reads its average. Student and teacher are compared by their maps,
+    averaged to r x r:
+
+    .. math::
+        \ell_i = \frac{1}{C r^2} \sum_{chw} \big(\phi(A^S_{ic})_{hw} - \phi(A^T_{ic})_{hw}\big)^2
+
+    with :math:`\phi` the identity, or the map scaled to length 1.
+
+    The defaults are those of the authors' code (GzyAftermath/CAT-KD) for resnet32x4→resnet8x4: r = 2, not scaled, and
+    the weight 15 beside cross-entropy at 1. These are tuned to the pair: where teacher and student are of other
+    families, maps are scaled, r is 2 or 4, and the weight is 15 to 600 (80 for wrn_40_2→ShuffleNetV1). The authors'
+    networks have no bias in the classifier; here it has no part in the maps. Their variants with binary maps, or maps
+    of some classes alone, are not here.
+
+    Args:
+        layer: the last feature map, whose average the student's classifier reads.
+        teacher_layer: likewise the teacher's; ``None`` for the same.
+        resolution: r.
+        normalize: scale each map to length 1.
+
+    Raises:
+        UserError: a classifier that is no ``nn.Linear``, or reads something else than the average.
+    """
+
+    embedding = True
+
+    def __init__(
+        self,
+        layer: Layer = -1,
+        teacher_layer: Layer | None = None,
+        resolution: int = 2,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__(layer, teacher_layer)
+        self.resolution = resolution
+        self.normalize = normalize
+
+    def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
+        """See :class:`Distiller`; makes nothing, and refuses a map whose average the classifier doesn't read."""
+        check_average("CATKD", student, *self.layers)
+        check_average("CATKD", teacher, *self.teacher_layers)
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See :class:`Distiller`."""
+        ((s, t),) = self.pairs(student, teacher)
+        own = class_activation_maps(as_map(s), _weight(student))
+        others = class_activation_maps(as_map(t), _weight(teacher))
+        return cat_kd_loss(own, others, self.resolution, self.normalize)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, resolution={self.resolution}, normalize={self.normalize}"
+
+
+def _weight(outputs: Outputs) -> Tensor:
+    if not isinstance(outputs.head, nn.Linear):
+        raise UserError(
+            f"CATKD needs the weights of a linear classifier, and got {type(outputs.head).__name__}: take a network "
+            "that ends in nn.Linear, run by FeatureTap(model, layers, embedding=True)"
+        )
+    return outputs.head.weight

@@ -1,0 +1,92 @@
+"""Simple recipe distillation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_biaskd.distillers.connectors import Connector, learned, module_list
+from lightning_biaskd.distillers.features import FeatureDistiller, embeddings
+from lightning_biaskd.outputs import Outputs, at_least_float32
+
+_EPS = 1e-4
+
+
+def srd_loss(student: Tensor, teacher: Tensor, exponent: float = 4.0, keep: Tensor | None = None) -> Tensor:
+    """The logarithm of the distance of two embeddings that are normalised over the batch; see :class:`SRD`.
+
+    Args:
+        student: (B, D).
+        teacher: (B, D).
+        exponent: p.
+        keep: (B,) bool, the samples that the batch consists of; ``None`` for all. Others get loss 0.
+
+    Returns:
+        (B,), the same for all kept samples; 0 where there are fewer than two, who can't be normalised.
+
+    Example:
+        >>> student = torch.tensor([[1.0], [-1.0]])
+        >>> srd_loss(student, -student, exponent=2.0)  # log(2² + 2²), but for an epsilon
+        tensor([2.0793, 2.0793])
+    """
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
+    used = torch.ones_like(student[:, :1], dtype=torch.bool) if keep is None else keep.unsqueeze(1)
+    count = used.sum()
+
+    def normalised(x: Tensor) -> Tensor:
+        centred = torch.where(used, x - torch.where(used, x, 0).sum(0) / count.clamp_min(1), 0)
+        return centred / (centred.square().sum(0) / count.clamp_min(1) + _EPS).sqrt()
+
+    distance = (normalised(student) - normalised(teacher)).abs().pow(exponent).sum()
+    loss = distance.clamp_min(torch.finfo(distance.dtype).tiny).where(count > 1, 1).log()
+    return torch.where(used.squeeze(1), loss, 0)
+
+
+class SRD(FeatureDistiller):
+    r"""Miles, Mikolajczyk, *Understanding the Role of the Projector in Knowledge Distillation*, AAAI 2024.
+
+    arXiv 2303.11098; Simple Recipe Distillation. With E the embeddings of the batch, P a learned linear map, and N
+    normalisation of each dimension over the batch to zero mean and unit variance (plus 1e-4 in its square),
+
+    .. math::
+        L = \log \sum_{id} \big| N(P E^S)_{id} - N(E^T)_{id} \big|^p
+
+    Being a logarithm of the sum over the batch, it has no part of a sample in it: every sample's loss is L. With
+    ``keep``, normalisation and sum are of the kept samples alone; under DDP they are of the global batch. Embeddings
+    are what the classifiers read: of a ResNet, the average of the last map, as in the authors' code
+    (roymiles/Simple-Recipe-Distillation, ``log_bn_corr_4``) and in torchdistill.
+
+    Their P has a bias too, which N takes away again. On ImageNet theirs is twice this loss, plus KD at temperature 1,
+    plus cross-entropy; so is ``srd.yaml``.
+
+    Args:
+        exponent: p.
+
+    Raises:
+        ValueError: an exponent below 1.
+        UserError: in use, before ``build``, or without embeddings.
+    """
+
+    embedding = True
+    pairwise = True
+
+    def __init__(self, exponent: float = 4.0) -> None:
+        super().__init__()
+        if exponent < 1:
+            raise ValueError(f"exponent must be at least 1, got {exponent}")
+        self.exponent = exponent
+        self.connectors = nn.ModuleList()
+
+    def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
+        """See :class:`Distiller`; makes the projector."""
+        s, t = embeddings(student, teacher)
+        self.connectors = module_list([Connector(nn.Linear(s.shape[1], t.shape[1], bias=False))], s)
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See :class:`Distiller`."""
+        (projector,) = learned(self.connectors)
+        s, t = embeddings(student, teacher)
+        return srd_loss(projector(s), t, self.exponent, keep)
+
+    def extra_repr(self) -> str:
+        return f"exponent={self.exponent}"
