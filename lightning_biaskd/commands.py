@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from lightning_biaskd.audit import audit
 from lightning_biaskd.card import card_of
@@ -19,6 +20,7 @@ from lightning_biaskd.fill_cache import fill_cache
 from lightning_biaskd.inputs import InputSpec
 from lightning_biaskd.models.download import sha256
 from lightning_biaskd.models.weights import load_weights, locate, read
+from lightning_biaskd.module import DistillationModule
 from lightning_biaskd.plotting import require_matplotlib
 
 
@@ -90,24 +92,37 @@ class Commands(Trainer):
             raise UserError("name the checkpoint to export: --ckpt_path runs/…/checkpoints/last.ckpt")
         file = locate(ckpt_path)
         content = read(file)
-        load_weights(model.model, ckpt_path, ema=ema)
+        network = _restored(model, content, ckpt_path, ema)
         metrics = self.test(model, datamodule=datamodule, verbose=False)[0] if test else content.get("metrics", {})
         told = {key: content[key] for key in ("epoch", "global_step", "method") if key in content}
         averaged = {"averaged": ema} if "current_model_state" in content else {}
+        recipe = _recipe(model.hparams) or _recipe(content.get("hyper_parameters", {}))
         path = export_student(
-            model.model,
+            network,
             output,
             _input_spec(model, datamodule),
             format,
             pixels,
             quantize,
-            _recipe(model.hparams) or _recipe(content.get("hyper_parameters", {})),
+            recipe if network is model.model else None,
             content.get("class_names") or getattr(datamodule, "class_names", None),
             metrics,
             {"checkpoint": ckpt_path, "sha256": sha256(file), "module": type(model).__name__, **told, **averaged},
         )
         rank_zero_info(f"exported to {path}; its card is {card_of(path)}")
         return path
+
+
+def _restored(model: ClassificationModule, content: Any, ckpt_path: str, ema: bool) -> nn.Module:
+    """The network to deploy, with the weights of a checkpoint; a method may have learned a part of it."""
+    if not isinstance(model, DistillationModule) or "rehearsed" not in content:
+        load_weights(model.model, ckpt_path, ema=ema)
+        return model.model
+    model.on_load_checkpoint(content)
+    model.load_state_dict(
+        content["state_dict" if ema or "current_model_state" not in content else "current_model_state"]
+    )
+    return model.deployed()
 
 
 def _input_spec(model: ClassificationModule, datamodule: LightningDataModule | None) -> InputSpec:

@@ -134,3 +134,15 @@ def test_what_is_not_known_is_one_line(commands):
         commands.export(ClassificationModule(network(), data_input=InputSpec([0.5], [0.5])), None, "net.pt")
     with pytest.raises(UserError, match="is no ClassificationModule"):
         commands.export(LightningModule(), None, "net.pt")
+
+
+def test_a_student_that_a_method_completes_is_exported_whole():
+    method = ["-c", "configs/quickstart.yaml", "-c", "configs/method/simkd.yaml"]
+    main(["fit", *method, *FAST, "--trainer.logger.name", "simkd"])
+    checkpoint = next(Path("runs/simkd").rglob("last.ckpt"))
+    main(["export", "--ckpt_path", str(checkpoint), "--output", "whole.onnx", *FAST[6:8]])
+    module = DistillationModule.load_from_checkpoint(checkpoint).eval()
+    image = torch.randn(3, 1, 8, 8)
+    (logits,) = onnxruntime.InferenceSession("whole.onnx").run(None, {"image": image.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), module(image), rtol=1e-4, atol=1e-4)
+    assert (module(image) - module.student(image)).abs().max() > 1e-3
