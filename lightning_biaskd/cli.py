@@ -87,9 +87,7 @@ class BiasKDCLI(LightningCLI):
         if self.subcommand == "audit":  # leaves no trace of a run
             kwargs, self.save_config_callback = {**QUIET, "callbacks": [], **kwargs}, None
         trainer = super().instantiate_trainer(**kwargs)
-        if (
-            type(trainer.progress_bar_callback) is RichProgressBar
-        ):  # Lightning's default, where nothing else is asked for
+        if type(trainer.progress_bar_callback) is RichProgressBar:  # Lightning's default: nothing was asked for
             bar = trainer.callbacks.index(trainer.progress_bar_callback)  # type: ignore[attr-defined]
             trainer.callbacks[bar] = DistillationProgressBar()  # type: ignore[attr-defined]
         return trainer

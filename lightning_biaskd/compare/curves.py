@@ -83,14 +83,14 @@ def _teacher(ax: Axes, rows: list[Row], results: Results) -> None:
 
 
 def _settle(ax: Axes, shown: list[list[float]]) -> None:
-    """Labels, and a range in which the end can be told apart: the first quarter of training may leave it below."""
+    """Labels, and a range in which the end can be told apart: the first quarter of a long training may lie below."""
     from matplotlib.ticker import MaxNLocator
 
     ax.set_xlabel("epoch")
     ax.set_ylabel("validation accuracy, top-1 [%]")
     ax.grid(alpha=0.3)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    late = [value for means in shown for value in means[len(means) // 4 :]]
+    late = [value for means in shown for value in means[len(means) // 4 if len(means) >= 8 else 0 :]]
     if late:
         top = ax.get_ylim()[1]
         ax.set_ylim(max(ax.get_ylim()[0], min(late) - 0.1 * (top - min(late)) - 0.5), top)

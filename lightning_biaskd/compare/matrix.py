@@ -81,7 +81,7 @@ class Matrix:
     base: list[str] = field(default_factory=list)
     flags: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    rows: list[Block] = field(default_factory=lambda: [Block()])
+    rows: list[Block] = field(default_factory=list)
     reference: dict[str, str] = field(default_factory=dict)
     lines: str | None = None
 
@@ -114,7 +114,7 @@ class Matrix:
     def expanded(self) -> list[Row]:
         """The rows, in the order in which blocks name them."""
         rows: dict[tuple[str, ...], Row] = {}
-        for block in self.rows:
+        for block in self.rows or [Block()]:
             picked = [_listed(block.pick.get(axis, list(names))) for axis, names in self.axes.items()]
             for names in itertools.product(*picked):
                 if block.skip:

@@ -46,7 +46,8 @@ class MatrixProgress:
             shares: of each run that goes on, how much of it is done.
             waiting: runs that haven't begun.
         """
-        going = "; ".join(f"{label} {share:.0%}" for label, share in shares.items())
+        told = [f"{label} {share:.0%}" for label, share in shares.items()]
+        going = "; ".join(told if len(told) < 4 else [*told[:3], f"{len(told) - 3} more"])
         self._bar.update(
             self._task,
             completed=self._completed(shares, waiting),

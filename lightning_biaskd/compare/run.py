@@ -97,8 +97,8 @@ def work(task: Task, channel: connection.Connection) -> None:
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     task.folder.mkdir(parents=True, exist_ok=True)
     with (task.folder / "run.log").open("a", encoding="utf-8") as log:
-        os.dup2(log.fileno(), sys.stdout.fileno())
-        os.dup2(log.fileno(), sys.stderr.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
         if task.device is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = task.device
         torch.set_num_threads(task.threads)
@@ -109,7 +109,8 @@ def work(task: Task, channel: connection.Connection) -> None:
         except BaseException as error:
             traceback.print_exc()
             channel.send(("failed", _line(error)))
-        sys.stdout.flush()
+        finally:
+            sys.stdout.flush()
 
 
 def execute(task: Task, progress: Callable[[float], None]) -> None:

@@ -88,11 +88,11 @@ def run_matrix(
             missing.append(run)
         else:
             outcome.results[run] = result
-    for row in {run.row.label: run for run in missing}.values():
+    for row, run in {run.row: run for run in missing}.items():
         try:
-            check(row.words())
+            check(run.words())
         except UserError as error:
-            raise UserError(f"{row.row.label}: {error}") from error
+            raise UserError(f"{row.label}: {error}") from error
     devices = _devices()
     jobs = jobs or max(1, len(devices))
     threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, _cores() // jobs)

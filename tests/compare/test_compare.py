@@ -145,6 +145,13 @@ def test_the_command_is_told_of(capsys):
         assert option in told
 
 
+@pytest.mark.parametrize("option", ["--jobs", "--threads"])
+def test_nonsensical_numbers_are_one_line(option, capsys):
+    write_matrix()
+    assert compare(option, "0") == 1
+    assert "jobs and threads are numbers from 1" in capsys.readouterr().err
+
+
 def test_without_a_matrix_it_says_what_it_needs(capsys):
     with pytest.raises(SystemExit):
         main(["compare"])
