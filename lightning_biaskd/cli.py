@@ -132,29 +132,48 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: the arguments; ``None`` for those of the process.
     """
-    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")  # Lightning 2.6 on newer torch
     arguments = _with_config(list(sys.argv[1:] if args is None else args))
     try:
-        BiasKDCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,  # ours are arguments of the module
-            seed_everything_default=0,
-            save_config_callback=SaveConfigBesideCheckpoints,
-            trainer_class=Commands,
-            trainer_defaults={"callbacks": [ResultTable()]},
-            parser_class=BriefParser,
-            parser_kwargs={
-                "prog": "biaskd",
-                "description": lightning_biaskd.__doc__,
-                "version": lightning_biaskd.__version__,
-            },
-            args=arguments,
-        )
+        if arguments[:1] == ["compare"]:
+            from lightning_biaskd.compare.command import run  # it builds on this module
+
+            sys.exit(run(arguments[1:]))
+        command_line(BiasKDCLI, arguments)
     except (UserError, MisconfigurationException, FileNotFoundError) as error:
         _fail(str(error), status=1)
+
+
+def command_line(cli_class: type[BiasKDCLI], arguments: list[str], **kwargs: Any) -> BiasKDCLI:
+    """Parses arguments, builds what they describe, and runs the command that they begin with.
+
+    Args:
+        cli_class: :class:`BiasKDCLI` or a subclass.
+        arguments: as on the command line.
+        **kwargs: further arguments of ``LightningCLI``; ``run=False`` builds and runs nothing.
+    """
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")  # Lightning 2.6 on newer torch
+    settings: dict[str, Any] = {
+        "save_config_callback": SaveConfigBesideCheckpoints,
+        "trainer_class": Commands,
+        "trainer_defaults": {"callbacks": [ResultTable()]},
+        "parser_class": BriefParser,
+        "parser_kwargs": {
+            "prog": "biaskd",
+            "description": lightning_biaskd.__doc__,
+            "version": lightning_biaskd.__version__,
+            "epilog": "Beside these: biaskd compare -c MATRIX.yaml runs a matrix of trainings and reports on it.",
+        },
+    }
+    return cli_class(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,  # ours are arguments of the module
+        seed_everything_default=0,
+        args=arguments,
+        **{**settings, **kwargs},
+    )
 
 
 def _with_config(arguments: list[str]) -> list[str]:
@@ -162,9 +181,9 @@ def _with_config(arguments: list[str]) -> list[str]:
     if not arguments or arguments[0].startswith("-"):
         return arguments
     flags = [argument.partition("=")[0] for argument in arguments]
-    if not {"-c", "--config", "-h", "--help"}.intersection(flags):
+    if arguments[0] != "compare" and not {"-c", "--config", "-h", "--help"}.intersection(flags):
         return [arguments[0], "--config", str(_default_config(arguments)), *arguments[1:]]
-    return [_shipped(value) if flag in ("-c", "--config") else value for flag, value in zip(["", *flags], arguments)]  # noqa: B905
+    return [shipped(value) if flag in ("-c", "--config") else value for flag, value in zip(["", *flags], arguments)]  # noqa: B905
 
 
 def _default_config(arguments: list[str]) -> Path:
@@ -177,7 +196,8 @@ def _default_config(arguments: list[str]) -> Path:
     return QUICKSTART
 
 
-def _shipped(value: str) -> str:
+def shipped(value: str) -> str:
+    """The path of a file that may be named as in the repository: ``configs/…``."""
     here, there = Path(value), CONFIGS.parent / value
     return str(there) if value.startswith("configs/") and there.is_file() and not here.is_file() else value
 

@@ -57,7 +57,7 @@ def test_readme_commands_parse(command, capsys, monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as end:
         main([words[0], *words[1:], "--print_config"])
     assert end.value.code == 0
-    assert "class_path" in capsys.readouterr().out
+    assert ("axes" if words[0] == "compare" else "class_path") in capsys.readouterr().out
 
 
 def test_there_are_readme_commands():

@@ -209,7 +209,7 @@ class BiasMonitor(EpochPicture):
         lines(
             axes[4],
             "Strategy",
-            "[%]",
+            "share [%]",
             {
                 "γ, weight of hard knowledge": self._styled("bias/gamma", GREY, 100),
                 "teacher wrong, training views": self._styled("bias/wrong_rate", ORANGE, 100),
@@ -219,7 +219,7 @@ class BiasMonitor(EpochPicture):
         lines(
             axes[5],
             "Calibration error and agreement, validation",
-            "[%]",
+            "share [%]",
             {
                 "student's calibration error": self._styled("val/calibration_error", BLUE, 100),
                 "teacher's calibration error": self._styled("val/teacher_calibration_error", GREY, 100, ls="--"),

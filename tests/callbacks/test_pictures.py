@@ -93,6 +93,12 @@ def test_classes_are_named_where_the_data_name_them(trainer):
     assert "bias/wrong_rate/ankle boot" in run.callback_metrics
 
 
+def test_a_loader_without_data_module_will_do(trainer):
+    run = trainer(callbacks=[BiasMonitor()])
+    run.fit(distillation(), TinyData().loader, TinyData().loader)
+    assert "bias/wrong_rate/0" in run.callback_metrics
+
+
 def test_a_teacher_that_is_never_wrong_is_drawn_too(trainer, tmp_path):
     class Right(DistillationModule):
         def answers(self, student, teacher, target):

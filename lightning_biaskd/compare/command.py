@@ -1,0 +1,149 @@
+"""``biaskd compare``: from a matrix in YAML to a report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields
+from pathlib import Path
+
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]  # public, if not in its __all__
+
+from lightning_biaskd.cli import BriefParser
+from lightning_biaskd.compare.curves import draw
+from lightning_biaskd.compare.matrix import Matrix
+from lightning_biaskd.compare.page import page
+from lightning_biaskd.compare.run import RESULT
+from lightning_biaskd.compare.runner import Outcome, run_matrix, runs_of
+from lightning_biaskd.compare.table import csv_table, legend, markdown_table
+from lightning_biaskd.plotting import require_matplotlib
+
+REFRESH_SECONDS = 60.0
+"""How often at most the report is written while runs go on."""
+
+
+def compare(
+    matrix: Matrix,
+    output: str | Path = "compare",
+    jobs: int | None = None,
+    threads: int | None = None,
+    title: str | None = None,
+) -> Outcome:
+    """Runs what a matrix misses and writes its report.
+
+    In ``output``: ``report.html``, ``report.md``, ``results.csv``, ``curves.png`` and ``curves.svg``, and a folder for
+    each run under ``runs`` with its ``config.yaml``, ``run.log``, checkpoints and ``result.json``. The report is
+    written anew while runs go on.
+
+    Args:
+        matrix: what to run.
+        output: folder for everything.
+        jobs: runs at a time; ``None`` for one per GPU, or one on the CPU.
+        threads: of each run on the CPU; ``None`` for ``OMP_NUM_THREADS``, or a share of the cores.
+        title: of the report; ``None`` for the name of the folder.
+
+    Returns:
+        Results and failures; see :class:`~lightning_biaskd.compare.runner.Outcome`.
+
+    Raises:
+        UserError: before anything is run: what is wrong with the matrix, or matplotlib is missing.
+    """
+    require_matplotlib()
+    output = Path(output)
+    written = time.monotonic()
+
+    def changed(outcome: Outcome) -> None:
+        nonlocal written
+        if time.monotonic() - written > REFRESH_SECONDS:
+            write_report(matrix, outcome, output, title)
+            written = time.monotonic()
+
+    outcome = run_matrix(matrix, output, jobs, threads, changed)
+    write_report(matrix, outcome, output, title)
+    return outcome
+
+
+def write_report(matrix: Matrix, outcome: Outcome, output: Path, title: str | None = None) -> None:
+    """Writes the files of the report."""
+    output.mkdir(parents=True, exist_ok=True)
+    title = title or output.resolve().name
+    facts = _facts(matrix, outcome)
+    failed = [f"- {run.label}: {line}" for run, line in outcome.failures.items()]
+    markdown = [
+        f"# {title}",
+        "  \n".join(facts),
+        *(["Failed; the same command tries them again:\n\n" + "\n".join(failed)] if failed else []),
+        markdown_table(matrix, outcome.results),
+        "\n".join(f"- {line}" for line in legend(matrix)),
+        "![curves](curves.png)",
+        "Every run by hand is a line `command` of [results.csv](results.csv).",
+    ]
+    figure = draw(matrix, outcome.results)
+    figure.savefig(output / "curves.png", dpi=150)
+    figure.savefig(output / "curves.svg")
+    (output / "report.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
+    (output / "results.csv").write_text(csv_table(matrix, outcome.results), encoding="utf-8")
+    (output / "report.html").write_text(page(title, matrix, outcome, facts), encoding="utf-8")
+
+
+def _facts(matrix: Matrix, outcome: Outcome) -> list[str]:
+    found = list(outcome.results.values())
+    hours = sum(result["seconds"] for result in found) / 3600
+    devices = sorted({result["device"] for result in found})
+    versions = sorted({", ".join(f"{name} {number}" for name, number in r["versions"].items()) for r in found})
+    on = f" on {', '.join(devices)}" if devices else ""
+    return [f"{len(found)} of {len(runs_of(matrix))} runs, {hours:.1f} hours of training{on}.", *versions]
+
+
+def parser() -> BriefParser:
+    """The parser of the command."""
+    built = BriefParser(prog="biaskd compare", description="Run a matrix of trainings, and report on it.")
+    built.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file of the matrix.")
+    built.add_class_arguments(Matrix, as_group=False)
+    built.add_argument("--output", type=str, default="compare", help="Folder for the runs and the report.")
+    built.add_argument("--title", type=str | None, default=None, help="Of the report.")
+    built.add_argument("--jobs", type=int | None, default=None, help="Runs at a time; one per GPU if left out.")
+    built.add_argument("--threads", type=int | None, default=None, help="Of each run on the CPU.")
+    built.add_argument("--dry_run", type=bool, default=False, help="Only list the runs and their commands.")
+    return built
+
+
+def parsed(arguments: list[str]) -> tuple[Matrix, Namespace]:
+    """The matrix and the options of the command.
+
+    Raises:
+        UserError: what is wrong with the matrix.
+    """
+    built = parser()
+    options = built.instantiate_classes(built.parse_args(arguments))
+    return Matrix(**{field.name: options[field.name] for field in fields(Matrix)}), options
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: those after ``compare``.
+
+    Returns:
+        The exit status: 0 if every run is done.
+
+    Raises:
+        UserError: what is wrong with the matrix.
+    """
+    matrix, options = parsed(arguments)
+    output = Path(options.output)
+    if options.dry_run:
+        for each in runs_of(matrix):
+            folder = each.folder(output)
+            state = "done" if (folder / RESULT).is_file() else "begun" if folder.is_dir() else "missing"
+            print(f"{state:8}{each.label}\n        {each.command}")
+        return 0
+    try:
+        outcome = compare(matrix, output, options.jobs, options.threads, options.title)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here")
+        return 130
+    print(f"\n{markdown_table(matrix, outcome.results)}\n\n{output / 'report.html'}")
+    for failed, line in outcome.failures.items():
+        print(f"failed: {failed.label}: {line}")
+    return 1 if outcome.failures else 0

@@ -1,0 +1,209 @@
+"""``biaskd compare`` on digits, in real processes: done, resumed, failed, killed."""
+
+import csv
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_biaskd.cli import main
+from lightning_biaskd.compare.run import resumable, write_atomically
+
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*callbacks used to create")
+SHORT = {
+    **{"trainer.accelerator": "cpu", "trainer.max_epochs": 2, "trainer.limit_train_batches": 3},
+    **{"trainer.limit_val_batches": 1, "trainer.limit_test_batches": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write_matrix(**kwargs):
+    matrix = {
+        "base": ["configs/data/digits.yaml", "configs/pair/digits_resnet8_resnet8quarter.yaml"],
+        "flags": SHORT,
+        "axes": {"bias": {"none": "configs/bias/none.yaml", "swap": "configs/bias/swap.yaml"}},
+        "seeds": [0, 1],
+        "reference": {"bias": "none"},
+        **kwargs,
+    }
+    Path("matrix.yaml").write_text(yaml.safe_dump(matrix))
+
+
+def compare(*arguments):
+    """The exit status of the command."""
+    with pytest.raises(SystemExit) as end:
+        main(["compare", "-c", "matrix.yaml", "--output", "out", "--threads", "1", *arguments])
+    return end.value.code
+
+
+def results():
+    found = [json.loads(path.read_text()) for path in sorted(Path("out/runs").rglob("result.json"))]
+    return {(*result["names"].values(), result["seed"]): result for result in found}
+
+
+def test_a_matrix_is_run_reported_and_not_run_again(capsys):
+    write_matrix()
+    assert compare("--jobs", "2") == 0
+    found = results()
+    assert set(found) == {("none", 0), ("none", 1), ("swap", 0), ("swap", 1)}
+    for result in found.values():
+        assert 0 <= result["last"]["acc1"] <= 1
+        assert result["best"]["acc1"] >= 0
+        assert list(result["validation"]) == ["1", "2"]
+        assert result["last"]["teacher_acc1"] > 0.8
+        assert (result["epochs"], result["resumed"]) == (2, False)
+    rows = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
+    assert len(rows) == 4
+    page = Path("out/report.html").read_text()
+    assert found["swap", 1]["command"] in page
+    out = capsys.readouterr().out
+    assert "| swap | 2 |" in out
+    assert "4 of 4 runs" in out
+    for folder in Path("out/runs/bias=none").iterdir():
+        assert {"config.yaml", "run.log", "metrics.csv", "checkpoints"} <= {path.name for path in folder.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*")}
+    assert compare() == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*")} == before
+    assert "4 of 4 runs were done before" in capsys.readouterr().out
+    # by hand, the command of a run gives the number of the run
+    command = shlex.split(rows[3]["command"])
+    main([*command[1:], "--test_after_fit=true", "--trainer.enable_progress_bar=false"])
+    metrics = next(Path("runs").rglob("metrics.csv")).read_text().splitlines()
+    (by_hand,) = [row["test/acc1"] for row in csv.DictReader(metrics) if row.get("test/acc1")]
+    assert (rows[3]["bias"], rows[3]["seed"]) == ("swap", "1")
+    assert float(by_hand) == float(rows[3]["acc1_last"])
+
+
+def test_another_configuration_is_another_run(capsys):
+    write_matrix(seeds=[0], axes={"bias": {"none": "configs/bias/none.yaml"}})
+    assert compare() == 0
+    assert compare("--dry_run", "true") == 0
+    assert "done    none, seed 0\n        biaskd fit -c configs/data/digits.yaml" in capsys.readouterr().out
+    write_matrix(seeds=[0], axes={"bias": {"none": "configs/bias/none.yaml"}}, flags={**SHORT, "data.batch_size": 32})
+    assert compare("--dry_run", "true") == 0
+    assert "missing none, seed 0" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_is_one_line_and_the_others_go_on(capsys):
+    axes = {
+        "student": {
+            "deep": {"model.student.depth": 9},
+            "wide": {"trainer.devices": 2, "trainer.strategy": "ddp"},
+            "as it is": None,
+        }
+    }
+    write_matrix(axes=axes, seeds=[0], reference={})
+    assert compare("--jobs", "2") == 1
+    assert set(results()) == {("as it is", 0)}
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
+    assert len(lines) == 2
+    assert "deep, seed 0: depth must be 6n + 2 (8, 14, 20, …), got 9 (see out" in lines[0]
+    assert "wide, seed 0: a run of a matrix has one device" in lines[1]
+    assert "depth must be 6n + 2" in Path("out/report.html").read_text()
+    assert "Traceback" in next(Path("out/runs/student=deep").rglob("run.log")).read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"flags": {"trainer.epochs": 3}}, "none: unrecognized arguments: --trainer.epochs=3"),
+        ({"axes": {"bias": {"none": {"model.bias.mode": "mix"}}}}, "none: .*'swap', 'blend'"),
+        ({"base": ["nowhere.yaml"]}, "no file 'nowhere.yaml'"),
+        ({"reference": {"bias": "plain"}}, "bias has no 'plain'; it has none, swap"),
+        ({"seeds": ["a"]}, "seeds"),
+        ({"rows": [{"pick": {"bias": "none"}, "seed": [1]}]}, "seed"),
+        ({"axis": {"bias": {"none": None}}}, "axis"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_run(change, says, capsys):
+    write_matrix(**change)
+    assert compare() in (1, 2)
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("biaskd: error: ")]
+    assert re.search(says, line)
+    assert not Path("out").exists()
+
+
+def test_the_command_is_told_of(capsys):
+    for arguments in (["--help"], ["compare", "--help"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+    told = capsys.readouterr().out
+    assert "biaskd compare -c MATRIX.yaml" in told
+    for option in ("--axes", "--seeds", "--rows", "--reference", "--jobs", "--output", "--dry_run"):
+        assert option in told
+
+
+@pytest.mark.parametrize("option", ["--jobs", "--threads"])
+def test_nonsensical_numbers_are_one_line(option, capsys):
+    write_matrix()
+    assert compare(option, "0") == 1
+    assert "jobs and threads are numbers from 1" in capsys.readouterr().err
+
+
+def test_without_a_matrix_it_says_what_it_needs(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare"])
+    assert "arguments are required: axes" in capsys.readouterr().err
+
+
+def wait_for(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.parametrize("whom", ["the whole tree", "the parent alone"])
+def test_a_killed_matrix_goes_on(whom):
+    epochs = 30
+    write_matrix(seeds=[0], flags={**SHORT, "trainer.max_epochs": epochs})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "lightning_biaskd", "compare", "-c", "matrix.yaml", "--output", "out"]
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    first = Path("out/runs/bias=none")
+    wait_for(lambda: list(first.rglob("last.ckpt")))
+    if whom == "the whole tree":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+    assert not results()
+    assert compare() == 0  # waits for an orphan to end, which it does by itself
+    found = results()
+    assert found["none", 0]["resumed"]
+    assert not found["swap", 0]["resumed"]
+    for result in found.values():
+        assert [int(epoch) for epoch in result["validation"]] == list(range(1, epochs + 1))
+        assert result["epochs"] == epochs
+    assert len(list(first.iterdir())) == 1
+
+
+def test_a_damaged_checkpoint_starts_the_run_anew(capsys, tmp_path):
+    path = tmp_path / "last.ckpt"
+    assert resumable(path) is None
+    path.write_bytes(b"PK\x03\x04 half of it")
+    assert resumable(path) is None
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_result_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "result.json"
+    write_atomically(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_atomically(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
