@@ -98,6 +98,7 @@ class _OnnxRuntime:
         model = program.model_proto.SerializeToString()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the student wants the cores next
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, image: Tensor) -> Outputs:

@@ -157,7 +157,7 @@ class ImageDataModule(LightningDataModule):
             mean, std = torch.tensor([self.mean, self.std], device=image.device)[:, None, :, None, None]
             whole = torch.ones_like(image[:1], dtype=torch.float32)
             scale, shift = self._affine = (whole / (255 * std), -whole * mean / std)
-        return torch.addcmul(shift, image.float(), scale)
+        return image.to(torch.float32, copy=True).mul_(scale).add_(shift)
 
     def train_dataloader(self) -> DataLoader[Any]:
         ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)

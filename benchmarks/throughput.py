@@ -1,0 +1,274 @@
+"""A distillation step of this library against how others do it, side by side in one run.
+
+    python benchmarks/throughput.py                 # resnet32x4 -> resnet8x4, CIFAR-sized, batch 64, float32
+    python benchmarks/throughput.py --pair small    # ResNet-14 -> half-width ResNet-8, Fashion-MNIST-sized, batch 128
+    python benchmarks/throughput.py --precision bf16-mixed --compile true
+
+Data are random images of the set's size and shape (the time doesn't depend on what they show); no set is needed. Ours
+is Trainer.fit with a DistillationModule, KD and BiasStrategy, as a user has it: logging, schedules and metrics
+included. Between its steps the contenders take their turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from baselines import PillowImages, batches, released_step, usual_step
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
+from timing import save, seconds, synchronize, table
+from torch import Tensor, nn
+
+from lightning_biaskd import KD, BiasStrategy, DistillationModule, TeacherCache
+from lightning_biaskd.data import CIFAR100DataModule, FashionMNISTDataModule, InMemoryDataModule
+from lightning_biaskd.data.augment import random_bits
+from lightning_biaskd.data.batch import TensorImages
+from lightning_biaskd.fill_cache import fill_cache
+from lightning_biaskd.models import CIFARResNet, resnet8x4, resnet14, resnet32x4
+
+
+def random_data(kind: type[InMemoryDataModule], size: int, train: int) -> type[InMemoryDataModule]:
+    """A data module of random images."""
+
+    class Random(kind):  # type: ignore[valid-type,misc]
+        def read(self, split: str) -> tuple[Tensor, Tensor]:
+            count = train if split == "train" else 64
+            generator = torch.Generator().manual_seed(0)
+            image = torch.randint(256, (count, self.in_channels, size, size), dtype=torch.uint8, generator=generator)
+            return image, torch.randint(self.num_classes, (count,), generator=generator)
+
+    return Random
+
+
+PAIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], type[InMemoryDataModule], int, int]] = {
+    "cifar": (resnet32x4, resnet8x4, CIFAR100DataModule, 32, 64),
+    "small": (
+        lambda: resnet14(10, 1),
+        lambda: CIFARResNet(8, 10, 1, (8, 8, 16, 32)),
+        FashionMNISTDataModule,
+        28,
+        128,
+    ),
+}
+
+
+class Turns(Callback):
+    """Times each of our steps, from the end of the one before to its own, and lets the others take theirs between."""
+
+    def __init__(self, others: dict[str, Callable[[], None]], rounds: int, warmup: int = 3) -> None:
+        self.others, self.rounds, self.warmup = others, rounds, warmup
+        self.times: dict[str, list[float]] = {name: [] for name in (*others, "ours")}
+        self.started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        synchronize()
+        self.times["ours"].append(time.perf_counter() - self.started)
+        for name, step in self.others.items():
+            self.times[name].append(seconds(step))
+        if len(self.times["ours"]) >= self.rounds + self.warmup:
+            trainer.should_stop = True
+        self.started = time.perf_counter()
+
+    def medians(self) -> dict[str, float]:
+        """Seconds a step."""
+        return {name: statistics.median(times[self.warmup :]) for name, times in self.times.items()}
+
+
+class Stopwatch(DistillationModule):
+    """Splits a step into its parts; each part then waits for the device."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parts: dict[str, list[float]] = {}
+        self.mark = 0.0
+
+    def lap(self, part: str) -> None:
+        """Counts the time since the last lap as that part's."""
+        synchronize()
+        now = time.perf_counter()
+        self.parts.setdefault(part, []).append(now - self.mark)
+        self.mark = now
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.lap("input")
+        super().on_train_batch_start(batch, batch_idx)
+
+    def ask_teacher(self, batch: Any) -> Any:
+        self.lap("framework")
+        answer = super().ask_teacher(batch)
+        self.lap("teacher")
+        return answer
+
+    def answer(self, image: Tensor) -> Any:
+        answer = super().answer(image)
+        self.lap("student forward")
+        return answer
+
+    def distillation_loss(self, *args: Any) -> Any:
+        loss = super().distillation_loss(*args)
+        self.lap("loss")
+        return loss
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        self.lap("framework")
+
+    def on_after_backward(self) -> None:
+        self.lap("backward")
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.lap("framework")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.lap("optimizer and the rest")
+
+
+def fit(module: LightningModule, data: InMemoryDataModule, callbacks: list[Callback], args: Any, folder: str) -> None:
+    """Trains until the callbacks have had enough."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        max_epochs=-1 if callbacks else 1,
+        max_steps=100_000 if callbacks else args.rounds,
+        limit_val_batches=0,
+        logger=CSVLogger(folder),
+        callbacks=callbacks,
+        precision=args.precision,
+        devices=1,
+        **quiet,  # type: ignore[arg-type]
+    )
+    trainer.fit(module, datamodule=data)
+
+
+def run() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pair", choices=PAIRS, default="cifar")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images for the others")
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--compile", choices=["true", "false"], default="false")
+    parser.add_argument("--teacher_backend", default="fast")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    make_teacher, make_student, kind, size, batch_size = PAIRS[args.pair]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seed_everything(0, verbose=False)
+    teacher, student = make_teacher(), make_student()
+    source = random_data(kind, size, 4096)
+    compiled = args.compile == "true"
+
+    def data() -> InMemoryDataModule:
+        return source(batch_size=batch_size, val_split=0, views=2)
+
+    module_args: dict[str, Any] = {"compile": compiled}
+    if args.teacher_backend != "fast":
+        module_args["teacher_backend"] = args.teacher_backend
+
+    def distil(cls: type[DistillationModule] = DistillationModule, **kwargs: Any) -> DistillationModule:
+        networks = copy.deepcopy(student), copy.deepcopy(teacher)
+        return cls(*networks, KD(4.0), BiasStrategy("swap"), **module_args, **kwargs)
+
+    def others() -> dict[str, Callable[[], None]]:
+        images = PillowImages(*source().read("train"), kind.mean, kind.std)  # type: ignore[arg-type]
+        made: dict[str, Callable[[], None]] = {}
+        for name, build in (("usual", usual_step), ("released", released_step)):
+            nets = (copy.deepcopy(net).to(device) for net in (student, teacher))
+            made[name] = build(*nets, batches(images, batch_size, args.workers), device)
+        alone = copy.deepcopy(student).to(device)
+        if compiled:
+            alone.compile()
+        made["supervised"] = supervised_step(alone, data(), device)
+        return made
+
+    values: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "cache")
+        cached = distil(teacher_cache=TeacherCache(path, "float32"))
+        fill_cache(cached, data())
+        for name, module in (("no cache", distil()), ("warm cache", cached)):
+            turns = Turns(others(), args.rounds)
+            fit(module, data(), [turns], args, folder)
+            values[name] = turns.medians()
+        values["parts"] = {}
+        for name, kwargs in (("no cache", {}), ("warm cache", {"teacher_cache": TeacherCache(path, "float32")})):
+            watch = distil(Stopwatch, **kwargs)
+            fit(watch, data(), [], args, folder)
+            values["parts"][name] = {part: _per_step(times) for part, times in watch.parts.items()}  # type: ignore[attr-defined]
+    command = f"python benchmarks/throughput.py --pair {args.pair}"
+    command += f" --precision {args.precision} --compile {args.compile} --teacher_backend {args.teacher_backend}"
+    suffix = "".join(
+        part
+        for part, asked in (
+            ("_" + args.precision, args.precision != "32-true"),
+            ("_compile", compiled),
+            ("_" + args.teacher_backend, args.teacher_backend != "fast"),
+        )
+        if asked
+    )
+    save(f"throughput_{args.pair}{suffix}", command, values, report(values, batch_size))
+
+
+def supervised_step(student: nn.Module, data: InMemoryDataModule, device: torch.device) -> Callable[[], None]:
+    """The student's own step on the same input, without a Trainer, a metric or a log."""
+    data.setup()
+    student.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    images, size = data.train_set, data.batch_size
+    assert isinstance(images, TensorImages)
+
+    def step() -> None:
+        batch = images.__getitems__(torch.randint(len(images), (size,)).tolist())
+        batch = batch._replace(image=batch.image.to(device), sample=batch.sample.to(device))
+        batch = data.training_views(batch, random_bits(0, 0, batch.sample))
+        loss = F.cross_entropy(student(data.normalized(batch.image)), batch.target.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _per_step(times: list[float]) -> float:
+    return statistics.median(times[len(times) // 4 :])
+
+
+def report(values: dict[str, Any], batch_size: int) -> str:
+    """The tables."""
+    rows = []
+    for name in ("no cache", "warm cache"):
+        times = values[name]
+        ratios = [f"{times[other] / times['ours']:.2f}" for other in ("usual", "released")]
+        milliseconds = [f"{1e3 * times[key]:.1f}" for key in ("ours", "usual", "released")]
+        rows.append([f"ours, {name}", *milliseconds, f"{batch_size / times['ours']:.0f}", *ratios])
+    head = ["", "ours [ms]", "usual [ms]", "released [ms]", "ours [img/s]", "usual / ours", "released / ours"]
+    warm = values["warm cache"]
+    parts = values["parts"]
+    names = list(dict.fromkeys(part for form in parts.values() for part in form))
+    cells = [[part, *(f"{1e3 * form.get(part, 0):.2f}" for form in parts.values())] for part in names]
+    return "\n\n".join(
+        [
+            f"Batches of {batch_size}; medians of steps that took turns.\n\n" + table(head, rows),
+            "Warm-cache distillation step over the student's own supervised step without a Trainer: "
+            f"{1e3 * warm['ours']:.1f} ms / {1e3 * warm['supervised']:.1f} ms = "
+            f"{warm['ours'] / warm['supervised']:.3f}.",
+            "Parts of our step, each timed apart:\n\n" + table(["part [ms]", *parts], cells),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    run()
