@@ -28,7 +28,7 @@ Format = Literal["safetensors", "pt2", "onnx"]
 Pixels = Literal["normalized", "unit", "uint8"]
 
 OPSET = 18
-"""Of exported ONNX files: the first that the exporter of every supported torch writes by default."""
+"""Of exported ONNX files; the exporter of every supported torch writes it."""
 TOLERANCE = 1e-5
 _BATCHES = (1, 2, 5)
 
@@ -224,7 +224,9 @@ class _Exported(nn.Module):
     def difference(self, other: nn.Module) -> float:
         """Greatest difference of the logits, as a share of the greatest of them or of 1."""
         pairs = [(self(image), other(image)) for image in map(self.example, _BATCHES)]
-        return max(float((mine - its).abs().max() / mine.abs().max().clamp_min(1)) for mine, its in pairs)
+        return float(
+            torch.stack([(mine - its).abs().max() / mine.abs().max().clamp_min(1) for mine, its in pairs]).max()
+        )
 
 
 def _target(output: str | Path | None, format: Format | None) -> tuple[Path, Format]:
