@@ -10,8 +10,10 @@ from lightning_biaskd.export import export_student, load_student
 from lightning_biaskd.inputs import InputConversion, InputSpec
 from lightning_biaskd.models import load_weights
 from lightning_biaskd.module import DistillationModule
-from lightning_biaskd.outputs import FeatureTap, Outputs
+from lightning_biaskd.outputs import Outputs
+from lightning_biaskd.tap import FeatureTap
 from lightning_biaskd.teacher import FrozenTeacher
+from lightning_biaskd.teacher_cache import TeacherCache
 
 __version__ = "0.1.0"
 
@@ -31,6 +33,7 @@ __all__ = [
     "InputConversion",
     "InputSpec",
     "Outputs",
+    "TeacherCache",
     "UserError",
     "WeightedSum",
     "export_student",

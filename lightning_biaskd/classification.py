@@ -17,11 +17,12 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.metrics import Means, topk_accuracies
 from lightning_biaskd.models.weights import load_weights, mismatch
-from lightning_biaskd.outputs import FeatureTap, Outputs, at_least_float32
+from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.tap import FeatureTap
 
 _OBJECTS = (
     *("model", "student", "teacher", "distiller", "bias", "optimizer", "lr_scheduler"),
-    *("model_input", "student_input", "teacher_input", "data_input"),
+    *("model_input", "student_input", "teacher_input", "data_input", "teacher_cache"),
 )
 
 
@@ -54,6 +55,9 @@ class ClassificationModule(LightningModule):
         model_input: what a pretrained network was trained to see, where that isn't how the data are normalised; batches
             are converted for it on the device. ``"pretrained"`` is what timm's ``pretrained_cfg`` says.
         data_input: how the batches are normalised, ``None`` for the ``mean`` and ``std`` of the data module.
+        channels_last: lay out the weights of convolutions with the channels last, which is faster on most devices.
+        compile: run the parts of a step through ``torch.compile``, each in one graph; a word is its mode, such as
+            ``"reduce-overhead"``, which is CUDA graphs. Names in checkpoints stay as they are.
 
     Raises:
         UserError: weights that don't fit; in training, labels out of range or other classes than the data's.
@@ -75,6 +79,8 @@ class ClassificationModule(LightningModule):
         lr_interval: Literal["epoch", "step"] = "epoch",
         model_input: InputSpec | Literal["pretrained"] | None = None,
         data_input: InputSpec | None = None,
+        channels_last: bool = True,
+        compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=_OBJECTS, logger=False)
@@ -94,6 +100,9 @@ class ClassificationModule(LightningModule):
         self._meters = nn.ModuleDict()
         self.data_input = self._data_input = data_input
         self.convert = conversion(model, model_input, data_input)
+        self.channels_last = channels_last
+        self.compile_mode = compile
+        self._compiled = False
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, C) of images (B, …)."""
@@ -111,7 +120,8 @@ class ClassificationModule(LightningModule):
             batch_idx: number of the batch in the epoch.
 
         Returns:
-            Scalars by the names that they are logged under.
+            Scalars by the names that they are logged under. A tensor that is no scalar isn't logged: callbacks find it
+            in the ``outputs`` of ``on_train_batch_end``.
         """
         image, target = batch[:2]
         logits = self(image)
@@ -125,18 +135,22 @@ class ClassificationModule(LightningModule):
         target = target.to(logits) if target.ndim == 2 else target
         return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
-    def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> None:
+    def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
         """Counts one batch of an evaluation; its result is logged at the end of the epoch.
 
         Args:
             stage: ``"val"`` or ``"test"``.
             batch: ``(image, target, …)``.
             batch_idx: number of the batch.
+
+        Returns:
+            What callbacks find in the ``outputs`` of ``on_validation_batch_end``, if anything.
         """
         image, target = batch[:2]
         logits = self(image)
         self.check_batch(batch_idx, target, logits)
         self.count_accuracy(f"{stage}/", logits, target)
+        return None
 
     def check_batch(self, batch_idx: int, target: Tensor, logits: Tensor) -> None:
         """Refuses a batch whose labels and logits can't belong together.
@@ -195,19 +209,20 @@ class ClassificationModule(LightningModule):
             self.log(key, value, prog_bar=key.startswith("val/") and key.endswith("acc1"), sync_dist=True)
         return values
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         losses = self.losses(batch, batch_idx)
-        self.meter("train/", lambda: Means(list(losses))).update(list(losses.values()), len(batch[1]))
+        scalars = {name: value for name, value in losses.items() if value.dim() == 0}
+        self.meter("train/", lambda: Means(list(scalars))).update(list(scalars.values()), len(batch[1]))
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
         if every and (self.global_step + 1) % every == 0:
             self.log("train/loss_step", losses["train/loss"].detach(), prog_bar=True)
-        return losses["train/loss"]
+        return {"loss": losses["train/loss"], **{name: x for name, x in losses.items() if name not in scalars}}
 
-    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        self.evaluate("val", batch, batch_idx)
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
+        return self.evaluate("val", batch, batch_idx)
 
-    def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        self.evaluate("test", batch, batch_idx)
+    def test_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
+        return self.evaluate("test", batch, batch_idx)
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Logits (B, C)."""
@@ -226,10 +241,18 @@ class ClassificationModule(LightningModule):
     def setup(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
         self.num_classes = getattr(datamodule, "num_classes", None)
-        self.data_input = self._data_input or InputSpec.of_data(datamodule)
+        given = self._data_input or InputSpec.of_data(datamodule)
+        if given is not None:
+            self.connect_inputs(given)
+        if self.channels_last and any(parameter.ndim == 4 for parameter in self.model.parameters()):
+            self.model.to(memory_format=torch.channels_last)
+
+    def connect_inputs(self, given: InputSpec) -> None:
+        """Tells every conversion of images how the data are normalised."""
+        self.data_input = given
         for module in self.modules():
-            if isinstance(module, InputConversion) and self.data_input is not None:
-                module.connect(self.data_input)
+            if isinstance(module, InputConversion):
+                module.connect(given)
 
     def on_fit_start(self) -> None:
         if self.weights is not None and not self._loaded:
@@ -239,6 +262,14 @@ class ClassificationModule(LightningModule):
                 f"{type(self.model).__name__} came in eval mode, as loaded networks do; it is put in train mode"
             )
             self.model.train()
+        if self.compile_mode and not self._compiled:
+            for part in self.parts_to_compile():
+                part.compile(fullgraph=True, mode=None if self.compile_mode is True else self.compile_mode)
+            self._compiled = True
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """The modules that ``compile`` compiles, in place, each as one graph."""
+        return [self.model]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the card of an export tells: the metrics of the moment and the names of the classes."""

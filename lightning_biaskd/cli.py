@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_biaskd
 import lightning_biaskd.data  # short class names in YAML work for what is imported
-from lightning_biaskd.callbacks import ResultTable
+from lightning_biaskd.callbacks import DistillationProgressBar, ResultTable
+from lightning_biaskd.callbacks.history import run_folder
 from lightning_biaskd.commands import Commands
 from lightning_biaskd.errors import UserError
 
@@ -35,6 +38,18 @@ class BriefParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         _fail(f"{message} (see --help)", status=2)
+
+
+class SaveConfigBesideCheckpoints(SaveConfigCallback):
+    """Saves ``config.yaml`` in the run's folder, whatever the logger; Lightning's own knows no folder of some."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = run_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
 
 
 class BiasKDCLI(LightningCLI):
@@ -76,6 +91,15 @@ class BiasKDCLI(LightningCLI):
                 cause = cause.__cause__
             raise UserError(str(cause)) from error
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if (
+            type(trainer.progress_bar_callback) is RichProgressBar
+        ):  # Lightning's default, where nothing else is asked for
+            bar = trainer.callbacks.index(trainer.progress_bar_callback)  # type: ignore[attr-defined]
+            trainer.callbacks[bar] = DistillationProgressBar()  # type: ignore[attr-defined]
+        return trainer
+
     def after_fit(self) -> None:
         if self.config.fit.test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
@@ -101,7 +125,7 @@ def main(args: Sequence[str] | None = None) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # ours are arguments of the module
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfigBesideCheckpoints,
             trainer_defaults={"callbacks": [ResultTable()]},
             parser_class=BriefParser,
             parser_kwargs={

@@ -23,6 +23,7 @@ from lightning_biaskd.inputs import InputConversion, InputSpec
 from lightning_biaskd.models.download import sha256
 from lightning_biaskd.models.weights import load_weights
 from lightning_biaskd.outputs import logits_of
+from lightning_biaskd.tap import remove_taps
 
 Format = Literal["safetensors", "pt2", "onnx"]
 Pixels = Literal["normalized", "unit", "uint8"]
@@ -188,8 +189,7 @@ class _Exported(nn.Module):
     def __init__(self, network: nn.Module, input_spec: InputSpec, pixels: Pixels) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).cpu().float().requires_grad_(False)
-        for module in self.network.modules():
-            module._forward_hooks.clear()  # those of a FeatureTap
+        remove_taps(self.network)
         self.pixels = pixels
         self.shape = input_spec.shape
         self.convert = None

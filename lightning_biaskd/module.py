@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -15,12 +17,18 @@ from lightning_biaskd.bias import BiasStrategy, partition
 from lightning_biaskd.callbacks.dynamic_weights import DynamicWeights
 from lightning_biaskd.classes import ClassMap
 from lightning_biaskd.classification import ClassificationModule, accuracy, may_read
+from lightning_biaskd.data.batch import Batch
 from lightning_biaskd.distillers import KD, Distiller
+from lightning_biaskd.distributed import losses_on_joined_batch
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.fast_teacher import Backend, Precision
 from lightning_biaskd.inputs import InputSpec, conversion
 from lightning_biaskd.metrics import BeyondTeacher
-from lightning_biaskd.outputs import FeatureTap, Outputs
+from lightning_biaskd.outputs import Outputs, with_sample
+from lightning_biaskd.rehearsal import first_images
+from lightning_biaskd.tap import FeatureTap
 from lightning_biaskd.teacher import FrozenTeacher
+from lightning_biaskd.teacher_cache import TeacherCache
 
 __all__ = ["ClassificationModule", "DistillationModule"]
 
@@ -63,8 +71,13 @@ class DistillationModule(ClassificationModule):
             grey or colour may differ from the data's and from the student's.
         teacher_classes: for each of the data set's classes, the teacher's output that stands for it, -1 for none;
             ``None`` where they are the same. See :class:`~lightning_biaskd.classes.ClassMap`.
-        **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler``, ``lr_interval`` and ``data_input``, as of the
-            base class.
+        teacher_backend: how the teacher is run: ``"plain"``, ``"fast"`` (the default), ``"compile"`` or
+            ``"onnxruntime"``, see :func:`~lightning_biaskd.fast_teacher.accelerate`.
+        teacher_precision: ``"32"``, ``"bf16"`` or ``"16"``, of its weights and arithmetic; ``None`` for the Trainer's.
+        teacher_cache: where the teacher's answers are kept, a folder or a :class:`~lightning_biaskd.TeacherCache`;
+            ``None`` asks the teacher every time.
+        **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler``, ``lr_interval``, ``data_input``,
+            ``channels_last`` and ``compile``, as of the base class. What is compiled is student, teacher and loss.
 
     Raises:
         UserError: teacher and student share parameters; weights that don't fit; in training, teacher and student that
@@ -90,6 +103,9 @@ class DistillationModule(ClassificationModule):
         student_input: InputSpec | Literal["pretrained"] | None = None,
         teacher_input: InputSpec | Literal["pretrained"] | None = None,
         teacher_classes: Sequence[int] | None = None,
+        teacher_backend: Backend | None = None,
+        teacher_precision: Precision | None = None,
+        teacher_cache: TeacherCache | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=student, weights=student_weights, model_input=student_input, **kwargs)
@@ -105,13 +121,19 @@ class DistillationModule(ClassificationModule):
         self.teacher = FrozenTeacher(
             network,
             teacher_weights,
-            distiller.layers,
-            distiller.head,
+            distiller.teacher_layers,
+            distiller.embedding,
             conversion(network, teacher_input, self.data_input) or given.convert,
             given.classes if teacher_classes is None else ClassMap(teacher_classes),
+            teacher_backend or given.backend,
+            teacher_precision or given.precision,
         )
         self._teacher_as_built = teacher_weights is None
-        self._tap = FeatureTap(student, distiller.layers, distiller.head)
+        self._tap = FeatureTap(student, distiller.layers, distiller.embedding)
+        self._rehearsed: dict[str, Any] | None = None
+        self.teacher_cache = TeacherCache(teacher_cache) if isinstance(teacher_cache, str) else teacher_cache
+        if self.teacher_cache is not None and (distiller.teacher_layers or distiller.embedding):
+            raise UserError(f"{type(distiller).__name__} reads the teacher's features, and a cache holds logits alone")
 
     @property
     def student(self) -> nn.Module:
@@ -126,9 +148,11 @@ class DistillationModule(ClassificationModule):
                 "mixed images have no single label for a teacher to be right on: distil without MixUp and CutMix "
                 "(data.mix null)"
             )
-        teacher, student = self.teacher(image), self.answer(image)
+        teacher, student = self.ask_teacher(batch), self.answer(image)
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)
+        if self.distiller.remembers:
+            student = with_sample(student, self.sample(batch))
         ce = self.cross_entropy(student.logits, target)
         kd, parts = self.distillation_loss(student, teacher, target)
         return {
@@ -137,13 +161,24 @@ class DistillationModule(ClassificationModule):
             "train/loss_kd": kd,
             "train/acc1": accuracy(student.logits, target),
             **parts,
+            **self.answers(student, teacher),
         }
+
+    def ask_teacher(self, batch: Sequence[Any]) -> Outputs:
+        """The teacher's outputs for a batch, from its cache where it has one for such a batch."""
+        if self.teacher_cache is not None and self.teacher_cache.is_open and getattr(batch, "view", None) is not None:
+            return self.teacher_cache.answer(cast("Batch", batch), self.teacher)
+        return self.teacher(batch[0])  # type: ignore[no-any-return]
 
     def distillation_loss(self, student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The distillation term, a scalar, and the scalars that are logged with it."""
         if self.bias is None:
+            losses = [
+                weight * losses_on_joined_batch(term, student, teacher, target)
+                for term, weight in self.distiller.terms()
+            ]
             wrong = ~partition(teacher.logits, target)
-            return self.distiller(student, teacher, target).mean(), {"bias/wrong_rate": wrong.float().mean()}
+            return torch.stack(losses).sum(0).mean(), {"bias/wrong_rate": wrong.float().mean()}
         loss = self.bias(self.distiller, student, teacher, target)
         return loss.total, {
             "train/loss_right": loss.right,
@@ -152,16 +187,34 @@ class DistillationModule(ClassificationModule):
             "bias/gamma": self.bias.gamma,
         }
 
-    def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> None:
+    def sample(self, batch: Sequence[Any]) -> Tensor:
+        """The numbers (B,) of a batch's images in their data set, for methods with a memory.
+
+        Raises:
+            UserError: the batch has none.
+        """
+        if len(batch) < 3 or not isinstance(batch[2], Tensor):
+            raise UserError(
+                "this method remembers every image, so it must know which ones are in a batch: let the data set return "
+                "(image, target, index), as those of lightning_biaskd.data do"
+            )
+        return batch[2]
+
+    def answers(self, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        """What callbacks get to see of a step, as ``outputs["student_logits"]`` and so on: (B, C), without gradient."""
+        return {"student_logits": student.logits.detach(), "teacher_logits": teacher.logits}
+
+    def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
         """See :class:`ClassificationModule`; the teacher is counted too."""
         image, target = batch[:2]
-        teacher, student = self.teacher(image), self.answer(image)
+        teacher, student = self.ask_teacher(batch), self.answer(image)
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)
         self.count_accuracy(f"{stage}/", student.logits, target)
         self.count_accuracy(f"{stage}/teacher_", teacher.logits, target)
         beyond = self.meter(f"{stage}/beyond", lambda: MetricCollection([BeyondTeacher()], prefix=f"{stage}/"))
         beyond.update(student.logits, teacher.logits, target)
+        return self.answers(student, teacher)
 
     def check_teacher(self, batch_idx: int, student: Outputs, teacher: Outputs) -> None:
         """Refuses a teacher that doesn't fit the student or is not finite; values are read as in :meth:`check_batch`.
@@ -200,8 +253,49 @@ class DistillationModule(ClassificationModule):
                     "teacher is that one, set teacher_input to 'pretrained'"
                 )
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """See :class:`ClassificationModule`; the loss is compiled too, and the teacher compiles itself."""
+        if self.teacher.backend == "fast":
+            self.teacher.backend = "compile"
+        loss = [term for term, _ in self.distiller.terms()] if self.bias is None else [self.bias]
+        return [*super().parts_to_compile(), *loss]
+
+    def configure_model(self) -> None:
+        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if fitting and self._rehearsed is None and (self.distiller.layers or self.distiller.embedding):
+            self.rehearse(*first_images(self.trainer))
+
+    def rehearse(self, image: Tensor, num_samples: int | None = None) -> None:
+        """Runs both networks once, so that features are found and adapters built before the optimizer is.
+
+        A Trainer's fit does it by itself, for methods that read features.
+
+        Args:
+            image: (B, …), a few images as a training step gets them.
+            num_samples: how many images the data set numbers, for methods with a memory.
+        """
+        modes = {module: module.training for module in self.student.modules()}
+        parameter = next(self.student.parameters())
+        image = image.to(parameter.device, parameter.dtype)
+        with torch.no_grad():
+            self.student.eval()
+            self.distiller.build(self.answer(image), self.teacher(image), num_samples)
+        for module, mode in modes.items():
+            module.training = mode
+        self._rehearsed = {"image_shape": list(image.shape[1:]), "num_samples": num_samples}
+        if self.data_input is not None:
+            self._rehearsed |= {"mean": list(self.data_input.mean), "std": list(self.data_input.std)}
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.teacher_cache is not None:
+            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.teacher_cache.open(self.teacher, datamodule, self.num_classes)
+
     def on_train_epoch_start(self) -> None:
         self.distiller.set_epoch(self.current_epoch)
+        if self.teacher_cache is not None and self.device.type == "cuda":
+            self.teacher_cache.keep_on(self.device, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -211,8 +305,15 @@ class DistillationModule(ClassificationModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["method"] = self._method()
+        if self._rehearsed is not None:
+            checkpoint["rehearsed"] = self._rehearsed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        rehearsed = checkpoint.get("rehearsed")
+        if rehearsed is not None and self._rehearsed is None:
+            if self.data_input is None and "mean" in rehearsed:
+                self.connect_inputs(InputSpec(rehearsed["mean"], rehearsed["std"]))
+            self.rehearse(torch.zeros(2, *rehearsed["image_shape"]), rehearsed["num_samples"])
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("method", self._method())
         if saved != self._method():

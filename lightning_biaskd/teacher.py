@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.classes import ClassMap
+from lightning_biaskd.fast_teacher import Backend, Precision, accelerate
+from lightning_biaskd.fingerprint import fingerprint
 from lightning_biaskd.inputs import InputConversion
 from lightning_biaskd.models.weights import load_weights
-from lightning_biaskd.outputs import FeatureTap, Outputs
+from lightning_biaskd.outputs import Outputs
+from lightning_biaskd.tap import FeatureTap
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,11 +32,14 @@ class FrozenTeacher(nn.Module):
         model: the trained network.
         weights: where to load its weights from (see :func:`~lightning_biaskd.models.weights.load_weights`);
             ``None`` takes the network as it is.
-        layers: names of layers whose output a feature distiller reads.
-        head: name of the classifier, if a distiller applies it; its parameters are frozen, so that on the teacher's
-            features it records no graph either.
+        layers: layers whose output a feature distiller reads, see :class:`~lightning_biaskd.FeatureTap`.
+        embedding: whether to hand out the classifier and what it reads. Its parameters are frozen, so that on the
+            teacher's features it records no graph either.
         convert: makes of the images those that the network was trained to see, ``None`` where they are.
         classes: puts its logits in the order of the data set's classes, ``None`` where they are.
+        backend: how it is run, see :func:`~lightning_biaskd.fast_teacher.accelerate`. The first call prepares it, from
+            the weights that the network has then; if calls will be compiled, make one before.
+        precision: of its weights and arithmetic, likewise.
 
     Attributes:
         model: the network itself.
@@ -54,28 +60,53 @@ class FrozenTeacher(nn.Module):
         model: nn.Module,
         weights: str | None = None,
         layers: Sequence[str] = (),
-        head: str | None = None,
+        embedding: bool = False,
         convert: InputConversion | None = None,
         classes: ClassMap | None = None,
+        backend: Backend = "fast",
+        precision: Precision | None = None,
     ) -> None:
         super().__init__()
         if weights is not None:
             load_weights(model, weights)
         self.__dict__["model"] = model.requires_grad_(False).eval()  # past nn.Module's registration, on purpose
-        self._tap = FeatureTap(model, layers, head)
+        self._tap = FeatureTap(model, layers, embedding)
         self.convert = convert
         self.classes = classes
+        self._backend: Backend = backend
+        self.precision = precision
+        self._run: Callable[[Tensor], Outputs] | None = None
+
+    @property
+    def backend(self) -> Backend:
+        """How the network is run; the next call prepares for another."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: Backend) -> None:
+        self._backend, self._run = backend, None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.model._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._run = None
         return self
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Outputs:
         """Answers a batch of images (B, …) without recording a graph."""
-        outputs = self._tap(image if self.convert is None else self.convert(image))
+        image = image if self.convert is None else self.convert(image)
+        if self._run is None:
+            self._run = accelerate(self._tap, image, self.backend, self.precision)
+        outputs = self._run(image)
         return outputs if self.classes is None else self.classes.outputs(outputs)
+
+    def fingerprint(self) -> str:
+        """Names what it answers: its network, weights and precision, and what is done to images and classes."""
+        classes = None if self.classes is None else self.classes.index
+        weights = self.model.state_dict()
+        given = type(self.model).__name__, list(weights), repr(self.convert), self.precision
+        return fingerprint(*given, classes, *weights.values())
 
     def extra_repr(self) -> str:
         count = sum(p.numel() for p in self.model.parameters())

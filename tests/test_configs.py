@@ -1,12 +1,13 @@
 """Every shipped YAML file parses and instantiates."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 from torchvision.models import resnet34
 
-from lightning_biaskd import ClassificationModule, DistillationModule
+from lightning_biaskd import ClassificationModule, DistillationModule, UserError
 from lightning_biaskd.cli import CONFIGS, BiasKDCLI, BriefParser
 from lightning_biaskd.data import ImageDataModule
 
@@ -33,7 +34,7 @@ def instantiate(*names, extra=()):
 
 def test_all_rooms_are_there():
     assert {Path(name).parts[0] for name in FILES} == {
-        *("data", "pair", "method", "bias", "trainer", "recipe", "quickstart.yaml")
+        *("data", "pair", "method", "bias", "trainer", "logger", "recipe", "quickstart.yaml")
     }
 
 
@@ -48,6 +49,11 @@ def test_file(name, monkeypatch, tmp_path):
     extra = [] if here else ["--model.teacher_weights", "null"]
     # what torchvision would download
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: resnet34().state_dict())
+    service = Path(name).stem
+    if room == "logger" and service != "csv" and find_spec(service) is None:
+        with pytest.raises(UserError, match=f"pip install -U '{service}"):
+            instantiate(*names, extra=extra)
+        return
     cli = instantiate(*names, extra=extra)
     assert isinstance(cli.datamodule, ImageDataModule)
     assert isinstance(cli.model, DistillationModule | ClassificationModule)
@@ -67,6 +73,15 @@ def test_a_strong_view_by_flag():
     cli = instantiate(*COMPLETE.values(), "method/mlkd_two_views.yaml", extra=["--data.strong_view", "true"])
     assert cli.datamodule.strong_view
     assert (cli.model.distiller.views, cli.datamodule.batch_size) == (2, 64)
+
+
+def test_the_progress_bar_is_ours_unless_another_is_asked_for():
+    def bar(*extra):
+        return type(instantiate(*COMPLETE.values(), extra=extra).trainer.progress_bar_callback).__name__
+
+    assert bar() == "DistillationProgressBar"
+    assert bar("--trainer.callbacks+=TQDMProgressBar") == "TQDMProgressBar"
+    assert bar("--trainer.enable_progress_bar=false") == "NoneType"
 
 
 def test_plain_distillation_by_file_and_by_flag():

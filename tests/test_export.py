@@ -79,6 +79,7 @@ def test_weights_keep_the_networks_own_names_and_load_without_the_library(tmp_pa
     model = trained()
     module = DistillationModule(model, resnet8(5, 1), SDD(), bias=None)  # which taps the network
     export_student(module.student, tmp_path / "net.safetensors", SPEC, model=RESNET)
+    export_student(module.student, tmp_path / "net.pt2", SPEC)
     state = load_file(tmp_path / "net.safetensors")
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())

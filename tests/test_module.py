@@ -3,8 +3,9 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import CLASSES, TinyData, network, snapshot, unchanged
+from tiny import CLASSES, CompilationCount, TinyData, network, snapshot, unchanged
 from torch import nn
 
 from lightning_biaskd import (
@@ -245,3 +246,52 @@ def test_losses_are_float32_and_finite_in_every_precision(precision, trainer):
         warnings.simplefilter("ignore")
         trainer(precision=precision).fit(Spy(network(), network(), bias=BiasStrategy("swap")), TinyData())
     assert all(total.dtype == torch.float32 and total.isfinite() for total in seen)
+
+
+class Plain(nn.Module):
+    """A student's network with a batch norm and dropout, as most have."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, image):
+        return self.drop(self.net(image))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the compiler's making
+@pytest.mark.parametrize("bias", [None, BiasStrategy("swap")])
+def test_a_compiled_run_is_the_same_run(bias, trainer, tmp_path, monkeypatch):
+    """With a backend that counts graphs; that Inductor computes the same is torch's affair."""
+    count = CompilationCount()
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **kw: compile_(self, **{**kw, "mode": None}, backend=count))
+    modules, graphs = [], []
+
+    class Graphs(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            graphs.append(count.graphs)
+
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        nets = Plain(), network()
+        modules.append(DistillationModule(*nets, DKD(warmup_epochs=2), bias, compile=compiled))
+        trainer(max_epochs=4, callbacks=[Graphs()]).fit(modules[-1], TinyData(batch_size=20))  # the last batch has 8
+    assert graphs[:4] == [0, 0, 0, 0]
+    assert graphs[4] > 0
+    assert graphs[5:] == graphs[4:5] * 3  # γ and the warm-up move, and nothing is compiled again
+    eager, compiled = (snapshot(module) for module in modules)
+    assert eager.keys() == compiled.keys()
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_convolutions_have_their_channels_last(trainer):
+    def layout(**kwargs):
+        net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, CLASSES))
+        trainer().fit(ClassificationModule(net, **kwargs), TinyData())
+        return net[1].weight.is_contiguous(memory_format=torch.channels_last)
+
+    assert layout()
+    assert not layout(channels_last=False)

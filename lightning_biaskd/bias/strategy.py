@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import Space, rectify_logits
 from lightning_biaskd.distillers.base import Distiller
+from lightning_biaskd.distributed import losses_on_joined_batch, world_size
 from lightning_biaskd.outputs import Outputs, with_logits
 
 Mode = Literal["swap", "blend", "onehot", "revise", "none", "drop"]
@@ -66,7 +67,8 @@ class BiasStrategy(nn.Module):
         space: ``"probs"`` or ``"logits"``, see :func:`~lightning_biaskd.bias.rectify_logits`.
         features: ``"drop"`` eliminates the wrong samples of methods that read features, ``"keep"`` keeps them, as if
             there were no strategy.
-        sync: sum the counts over the ranks; ``False`` leaves each rank its own, which is not the same method.
+        sync: sum the counts over the ranks, and let pairwise methods compare the samples of all; ``False`` leaves each
+            rank its own, which is not the same method.
 
     Attributes:
         gamma: buffer, γ in [0, 1]; 0 at first. Not in the state dict: it is a function of progress alone.
@@ -127,12 +129,13 @@ class BiasStrategy(nn.Module):
             The loss and its parts.
         """
         right = partition(teacher.logits, target)
-        n_right, n_wrong, ranks = self._count(right)
+        ranks = world_size() if self.sync and self.training else 1
+        n_right, n_wrong = self._count(right, ranks)
         size = n_right + n_wrong
         eased = 1 - self.gamma if self.balance == "complement" else torch.ones_like(self.gamma)
         total = right_part = rectified_part = torch.zeros_like(self.gamma)
         for term, weight in distiller.terms():
-            losses, used = self._losses(term, right, student, teacher, target)
+            losses, used = self._losses(term, right, student, teacher, target, ranks)
             by_batch = self.normalize == "batch" or (used and not term.rectifiable)
             scaled = losses * (ranks * weight)
             easy = torch.where(right, scaled, 0).sum() / (size if by_batch else n_right.clamp_min(1))
@@ -142,7 +145,7 @@ class BiasStrategy(nn.Module):
         return BiasLoss(total, right_part.detach(), rectified_part.detach(), n_wrong / size)
 
     def _losses(
-        self, term: Distiller, right: Tensor, student: Outputs, teacher: Outputs, target: Tensor
+        self, term: Distiller, right: Tensor, student: Outputs, teacher: Outputs, target: Tensor, ranks: int
     ) -> tuple[Tensor, bool]:
         """Losses (B,) of one method, and whether its wrong samples are used at all."""
         if not term.rectifiable:
@@ -152,16 +155,17 @@ class BiasStrategy(nn.Module):
             if self.mode != "drop" and self.mode != "none":
                 corrected = rectify_logits(teacher.logits, target, self.mode, term.temperature, self.space)
                 teacher = with_logits(teacher, corrected)
-        return term(student, teacher, target, None if used else right), used
+        keep = None if used else right
+        if ranks > 1:
+            return losses_on_joined_batch(term, student, teacher, target, keep), used
+        return term(student, teacher, target, keep), used
 
-    def _count(self, right: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Right and wrong samples of the global batch, and the number of ranks that it is spread over."""
+    def _count(self, right: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
+        """Right and wrong samples of the global batch."""
         counts = torch.stack([right.sum(), (~right).sum()])
-        ranks = 1
-        if self.sync and self.training and dist.is_available() and dist.is_initialized():
-            ranks = dist.get_world_size()
+        if ranks > 1:
             dist.all_reduce(counts)
-        return counts[0], counts[1], ranks
+        return counts[0], counts[1]
 
     def extra_repr(self) -> str:
         return (

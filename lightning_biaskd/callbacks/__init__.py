@@ -1,7 +1,20 @@
 """Lightning callbacks, one file each."""
 
+from lightning_biaskd.callbacks.bias_monitor import BiasMonitor
+from lightning_biaskd.callbacks.curve_plot import CurvePlot
 from lightning_biaskd.callbacks.dynamic_weights import DynamicWeights
 from lightning_biaskd.callbacks.ema import EMA
+from lightning_biaskd.callbacks.history import EpochPicture, History
+from lightning_biaskd.callbacks.progress_bar import DistillationProgressBar
 from lightning_biaskd.callbacks.result_table import ResultTable
 
-__all__ = ["EMA", "DynamicWeights", "ResultTable"]
+__all__ = [
+    "EMA",
+    "BiasMonitor",
+    "CurvePlot",
+    "DistillationProgressBar",
+    "DynamicWeights",
+    "EpochPicture",
+    "History",
+    "ResultTable",
+]

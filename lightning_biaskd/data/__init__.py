@@ -1,10 +1,12 @@
 """LightningDataModules, one file per data set."""
 
-from lightning_biaskd.data.base import Batch, ImageDataModule, InMemoryDataModule
+from lightning_biaskd.data.base import ImageDataModule
+from lightning_biaskd.data.batch import Batch
 from lightning_biaskd.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from lightning_biaskd.data.digits import DigitsDataModule
 from lightning_biaskd.data.fashion_mnist import FashionMNISTDataModule
 from lightning_biaskd.data.imagenet import ImageNetDataModule
+from lightning_biaskd.data.in_memory import InMemoryDataModule
 
 __all__ = [
     "Batch",

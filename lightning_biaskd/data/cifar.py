@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from lightning_biaskd.data.base import InMemoryDataModule, Split
+from lightning_biaskd.data.in_memory import InMemoryDataModule, Split
 from lightning_biaskd.errors import UserError
 
 

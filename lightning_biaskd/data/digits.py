@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
-from lightning_biaskd.data.base import InMemoryDataModule, Split
+from lightning_biaskd.data.in_memory import InMemoryDataModule, Split
 
 
 class DigitsDataModule(InMemoryDataModule):
@@ -19,7 +18,6 @@ class DigitsDataModule(InMemoryDataModule):
     num_classes = 10
     in_channels = 1
     image_size = 8
-    class_names = tuple("0123456789")
     mean = (0.3060,)
     std = (0.3762,)
     padding = 1
@@ -27,6 +25,8 @@ class DigitsDataModule(InMemoryDataModule):
 
     def read(self, split: Split) -> tuple[Tensor, Tensor]:
         """See :class:`InMemoryDataModule`."""
+        from sklearn.datasets import load_digits  # a second of import, which other data needn't pay
+
         digits = load_digits()
         order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
         chosen = order[:540] if split == "test" else order[540:]

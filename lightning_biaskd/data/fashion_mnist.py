@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
-from lightning_biaskd.data.base import InMemoryDataModule, Split
+from lightning_biaskd.data.in_memory import InMemoryDataModule, Split
 from lightning_biaskd.errors import UserError
 
 _PREFIX = {"train": "train", "test": "t10k"}
@@ -25,9 +25,9 @@ class FashionMNISTDataModule(InMemoryDataModule):
     """
 
     num_classes = 10
+    class_names = tuple(FashionMNIST.classes)
     in_channels = 1
     image_size = 28
-    class_names = tuple(FashionMNIST.classes)
     mean = (0.2860,)
     std = (0.3530,)
 

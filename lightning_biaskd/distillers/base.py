@@ -75,12 +75,16 @@ class Distiller(nn.Module):
         warmup_epochs: the method's weight grows linearly from ``1 / warmup_epochs`` in the first epoch to 1.
 
     Attributes:
-        layers: names of the features that the method reads.
-        head: name of the classifier, of student and teacher alike, if the method applies it itself.
+        layers: the student's layers whose features the method reads, see :class:`~lightning_biaskd.FeatureTap`.
+        teacher_layers: likewise the teacher's, in the same order.
+        embedding: whether the method reads the embedding, or applies the classifier, of either network.
         rectifiable: whether it reads the teacher's logits, so that rectified ones may be handed over. The wrong samples
             of any other method are eliminated.
         reads_teacher: whether it reads the teacher at all; a method that doesn't has no bias to eliminate, so it keeps
             all samples, evenly weighted.
+        pairwise: whether it compares the samples of a batch with each other; it then gets those of all ranks.
+        views: how many views of the same images, one after the other in equal parts, a pairwise method's batch holds.
+        remembers: whether it reads the numbers of the images, to keep a memory of them.
         ramp: buffer, the factor of the warm-up; 1 until :meth:`set_epoch` says otherwise.
 
     Example:
@@ -94,9 +98,13 @@ class Distiller(nn.Module):
     """
 
     layers: tuple[str, ...] = ()
-    head: str | None = None
+    teacher_layers: tuple[str, ...] = ()
+    embedding: bool = False
     rectifiable: bool = True
     reads_teacher: bool = True
+    pairwise: bool = False
+    views: int = 1
+    remembers: bool = False
     ramp: Tensor
 
     def __init__(self, temperature: float = 1.0, warmup_epochs: int = 0) -> None:
@@ -128,6 +136,18 @@ class Distiller(nn.Module):
         """
         raise NotImplementedError
 
+    def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
+        """Makes what the method learns beside the student, such as adapters, from one answer of each network.
+
+        :class:`~lightning_biaskd.DistillationModule` calls it once, before the optimizer is made; a loop of one's own
+        calls it before it collects parameters. Most methods have nothing to make.
+
+        Args:
+            student: the student's outputs for a few images.
+            teacher: the teacher's, for the same.
+            num_samples: how many images are numbered, for methods with a memory.
+        """
+
     def set_epoch(self, epoch: int) -> None:
         """Tells the method the 0-based epoch. What it schedules is a function of that alone, so resuming is exact."""
         self.ramp.fill_(min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0)
@@ -142,7 +162,7 @@ class Distiller(nn.Module):
 
 
 class Wrapper(Distiller):
-    """A method around another: it has the other's temperature and tells it the epoch.
+    """A method around another: it has the other's temperature, reads what the other reads, and tells it the epoch.
 
     Args:
         distiller: the inner method.
@@ -151,12 +171,22 @@ class Wrapper(Distiller):
     def __init__(self, distiller: Distiller) -> None:
         super().__init__()
         self.distiller = distiller
+        self.layers = distiller.layers
+        self.teacher_layers = distiller.teacher_layers
+        self.embedding = distiller.embedding
         self.reads_teacher = distiller.reads_teacher
+        self.pairwise = distiller.pairwise
+        self.views = distiller.views
+        self.remembers = distiller.remembers
 
     @property
     def temperature(self) -> float:
         """The inner method's τ."""
         return self.distiller.temperature
+
+    def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
+        """See :class:`Distiller`; the inner method is built."""
+        self.distiller.build(student, teacher, num_samples)
 
     def set_epoch(self, epoch: int) -> None:
         """See :class:`Distiller`; the inner method is told."""

@@ -83,7 +83,7 @@ class DIST(Distiller):
             + \gamma \frac{B}{2C} \sum_c (a_{ic} - b_{ic})^2\Big)
 
     So the mean is the published loss, and no :math:`\ell_i` is negative or, where student and teacher agree, positive:
-    weighing samples apart moves no optimum. Statistics are of the process's own batch, over its kept samples.
+    weighing samples apart moves no optimum. Statistics are of the global batch, over its kept samples.
 
     The defaults are the authors' for CIFAR-100 (image_classification_sota, ``dist_cifar.yaml``), where the loss has
     weight 2 beside cross-entropy at 1; on ImageNet τ is 1.
@@ -93,6 +93,8 @@ class DIST(Distiller):
         gamma: weight of the intra-class relation, over the batch.
         temperature: τ.
     """
+
+    pairwise = True
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0) -> None:
         super().__init__(temperature)

@@ -61,8 +61,6 @@ class LogitStandardization(Wrapper):
             raise ValueError("LogitStandardization wraps one method: in a sum, wrap each part")
         super().__init__(inner)
         self.weight = weight
-        self.layers = inner.layers
-        self.head = inner.head
         self.rectifiable = inner.rectifiable
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -75,7 +75,8 @@ class MLKD(Distiller):
     the instance, the batch and the class level. Each pair's term of the batch level goes half to either member; the
     class level, in which samples have no part of their own, goes to all in equal parts. So the mean of the losses is L,
     and over the kept samples alone it is L of these: with ``keep``, a dropped sample enters no Gram matrix, neither of
-    the teacher nor of the student. Under DDP the matrices are those of each rank's own batch.
+    the teacher nor of the student. Under DDP the matrices are those of
+    the global batch.
 
     Temperatures and weights follow the authors' code (Jin-Ying/Multi-Level-Logit-Distillation), in which the
     temperatures are summed, not averaged. Three things to know of it:
@@ -103,6 +104,8 @@ class MLKD(Distiller):
         ValueError: no temperature, or one that is not positive; no view; a list of weights that is not one per view.
         UserError: in training, a batch that can't be divided into as many views.
     """
+
+    pairwise = True
 
     def __init__(
         self,

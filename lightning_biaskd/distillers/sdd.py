@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.distillers.base import Distiller, Wrapper
 from lightning_biaskd.distillers.dkd import DKD
+from lightning_biaskd.distillers.features import Layer, layer_names
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.outputs import Outputs
 
@@ -54,7 +55,7 @@ class SDD(Wrapper):
     The defaults are those of the authors' code (shicaiwei123/SDD-CVPR2024, the example in its README): DKD as
     published, with cross-entropy at weight 1. With ``KD()`` inside, cross-entropy has weight 0.1 there, and this loss
     0.9. For resnet32x4→resnet8x4 the scripts take the scales 1 and 2 only; on ImageNet DKD has
-    β = 0.5, τ = 1 and no warm-up, and the last map is ``layer4``.
+    β = 0.5, τ = 1 and no warm-up.
 
     The published method is ``bias=None``. As it reads features, :class:`~lightning_biaskd.bias.BiasStrategy` eliminates
     the samples that the teacher gets wrong as a whole. It doesn't rectify the cells: one may show only background, or a
@@ -63,22 +64,22 @@ class SDD(Wrapper):
 
     Args:
         distiller: the inner method, which reads logits; ``None`` for ``DKD()``.
-        layer: name of the last feature map, (B, D, H, W), in both networks.
-        head: name of the classifier that reads its average, in both networks.
+        layer: the last feature map, (B, D, H, W), whose average the student's classifier reads.
+        teacher_layer: likewise the teacher's; ``None`` for the same as the student's.
         scales: cells per side, the first of them 1.
         complementary_weight: w of complementary cells.
 
     Raises:
         ValueError: the inner method reads features, or the scales don't begin with 1.
-        UserError: in use, no map of four dimensions, or no classifier.
+        UserError: in use, no map of four dimensions, no classifier, or one that reads something else than its average.
 
     Example:
         The teacher is right about the image and wrong about one of its quarters, which counts twice:
 
         >>> from lightning_biaskd.distillers import KD
         >>> quarters = torch.tensor([[[[1.0, 1.0], [1.0, -2.0]], [[0.0, 0.0], [0.0, 0.0]]]])
-        >>> teacher = Outputs(torch.tensor([[0.25, 0.0]]), {"layer3": quarters}, head=torch.nn.Identity())
-        >>> student = Outputs(torch.zeros(1, 2), {"layer3": 0 * quarters}, head=torch.nn.Identity())
+        >>> teacher = Outputs(torch.tensor([[0.25, 0.0]]), {"-1": quarters}, head=torch.nn.Identity())
+        >>> student = Outputs(torch.zeros(1, 2), {"-1": 0 * quarters}, head=torch.nn.Identity())
         >>> SDD(KD(1.0), scales=(1, 2))(student, teacher, torch.tensor([0]))
         tensor([0.1992])
     """
@@ -88,25 +89,39 @@ class SDD(Wrapper):
     def __init__(
         self,
         distiller: Distiller | None = None,
-        layer: str = "layer3",
-        head: str = "fc",
+        layer: Layer = -1,
+        teacher_layer: Layer | None = None,
         scales: Sequence[int] = (1, 2, 4),
         complementary_weight: float = 2.0,
     ) -> None:
         inner = DKD() if distiller is None else distiller
-        if inner.layers:
+        if inner.layers or inner.embedding:
             raise ValueError("SDD wraps a method that reads logits alone")
         if not scales or scales[0] != 1 or min(scales) < 1:
             raise ValueError(f"scales must begin with 1, the whole image, got {scales}")
         super().__init__(inner)
-        self.layers = (layer,)
-        self.head = head
+        self.embedding = True
+        self.layers = layer_names(layer)
+        self.teacher_layers = self.layers if teacher_layer is None else layer_names(teacher_layer)
         self.scales = tuple(scales)
         self.complementary_weight = complementary_weight
 
+    def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
+        """See :class:`Distiller`; makes nothing, and refuses a map whose average the classifier doesn't read."""
+        super().build(student, teacher, num_samples)
+        for outputs, (layer,) in ((student, self.layers), (teacher, self.teacher_layers)):
+            self._cells(outputs, layer)
+            read, mean = outputs.embedding, outputs.features[layer].mean((2, 3))
+            if read is not None and (read.shape != mean.shape or not torch.allclose(read, mean, rtol=1e-2, atol=1e-3)):
+                raise UserError(
+                    f"SDD: the classifier does not read the average of layer {layer!r}: name the layer whose average "
+                    "it reads"
+                )
+
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        student_cells, teacher_cells = self._cells(student), self._cells(teacher)
+        student_cells = self._cells(student, self.layers[0])
+        teacher_cells = self._cells(teacher, self.teacher_layers[0])
         shape = teacher_cells.shape[:2]
         y = target.unsqueeze(1).expand(shape)
         kept = None if keep is None else keep.unsqueeze(1).expand(shape).flatten()
@@ -116,17 +131,14 @@ class SDD(Wrapper):
         weight = torch.where(right == right[:, :1], 1.0, self.complementary_weight)
         return (weight * losses.view(shape)).mean(1)
 
-    def _cells(self, outputs: Outputs) -> Tensor:
-        (layer,) = self.layers
+    def _cells(self, outputs: Outputs, layer: str) -> Tensor:
         feature = outputs.features.get(layer)
         if feature is None or feature.ndim != 4 or outputs.head is None:
-            raise UserError(
-                f"SDD needs the map (B, D, H, W) of layer {layer!r} and the classifier {self.head!r} in the Outputs"
-            )
+            raise UserError(f"SDD needs the map (B, D, H, W) of layer {layer!r} and the classifier in the Outputs")
         return cell_logits(feature, outputs.head, self.scales)
 
     def extra_repr(self) -> str:
         return (
-            f"layers={self.layers}, head={self.head!r}, scales={self.scales}, "
+            f"layers={self.layers}, teacher_layers={self.teacher_layers}, scales={self.scales}, "
             f"complementary_weight={self.complementary_weight}"
         )

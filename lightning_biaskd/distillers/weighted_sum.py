@@ -21,7 +21,7 @@ class WeightedSum(Distiller):
         parts: methods with their weights.
 
     Raises:
-        ValueError: no parts, or parts that name different heads.
+        ValueError: no parts.
 
     Example:
         >>> from lightning_biaskd.distillers import DKD, KD
@@ -36,18 +36,23 @@ class WeightedSum(Distiller):
             raise ValueError("WeightedSum needs at least one (distiller, weight)")
         self.parts = nn.ModuleList(part for part, _ in parts)
         self.weights = tuple(weight for _, weight in parts)
-        self.layers = tuple(dict.fromkeys(name for part, _ in self.terms() for name in part.layers))
-        heads = {part.head for part, _ in self.terms()} - {None}
-        if len(heads) > 1:
-            raise ValueError(f"the parts name different heads: {', '.join(map(repr, sorted(map(str, heads))))}")
-        self.head = next(iter(heads), None)
-        self.rectifiable = any(part.rectifiable for part, _ in self.terms())
+        terms = [part for part, _ in self.terms()]
+        self.layers = tuple(dict.fromkeys(name for part in terms for name in part.layers))
+        self.teacher_layers = tuple(dict.fromkeys(name for part in terms for name in part.teacher_layers))
+        self.embedding = any(part.embedding for part in terms)
+        self.rectifiable = any(part.rectifiable for part in terms)
+        self.remembers = any(part.remembers for part in terms)
 
     def terms(self) -> Iterator[tuple[Distiller, float]]:
         """See :class:`Distiller`; a sum inside a sum is flattened."""
         for part, weight in zip(self.parts, self.weights, strict=True):
             for term, factor in part.terms():  # type: ignore[operator]  # ModuleList forgets the type
                 yield term, weight * factor
+
+    def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
+        """See :class:`Distiller`; every part is built."""
+        for term, _ in self.terms():
+            term.build(student, teacher, num_samples)
 
     def set_epoch(self, epoch: int) -> None:
         """See :class:`Distiller`; every part is told."""

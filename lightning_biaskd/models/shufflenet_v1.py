@@ -30,14 +30,16 @@ class ShuffleUnit(nn.Module):
         self.bn2 = nn.BatchNorm2d(middle)
         self.conv3 = nn.Conv2d(middle, planes, 1, groups=_GROUPS, bias=False)
         self.bn3 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU()  # a module, so that what it reads can be tapped
 
     def forward(self, x: Tensor) -> Tensor:
         out = channel_shuffle(F.relu(self.bn1(self.conv1(x))), self.groups)
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        if self.stride == 1:
-            return F.relu(out + x)
-        return F.relu(torch.cat([out, F.avg_pool2d(x, 3, self.stride, 1)], dim=1))
+        activated: Tensor = self.relu(
+            out + x if self.stride == 1 else torch.cat([out, F.avg_pool2d(x, 3, self.stride, 1)], dim=1)
+        )
+        return activated
 
 
 class ShuffleNetV1(nn.Module):

@@ -78,12 +78,13 @@ class ShuffleNetV2(nn.Module):
         self.layer3 = _stage(232, 464, 3)
         self.conv2 = nn.Conv2d(464, 1024, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(1024)
+        self.relu = nn.ReLU()  # a module, so that it can be tapped
         self.linear = nn.Linear(1024, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(image)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
         logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
 

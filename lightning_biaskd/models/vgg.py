@@ -17,8 +17,7 @@ class VGG(nn.Module):
 
     Five blocks of 3x3 convolutions. A max-pool halves the image after each of the first three, after the fourth only
     where the image is 64 rows or more, and the last block is averaged over whatever is left; so images of any size
-    from 8x8 fit. Blocks end before their last ReLU. State-dict names are those of the checkpoints that the field
-    shares.
+    from 8x8 fit. State-dict names are those of the checkpoints that the field shares.
 
     Args:
         convolutions: number in each of the five blocks.
@@ -45,13 +44,13 @@ class VGG(nn.Module):
         small_linear(self.classifier)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.block0(image)), 2)
-        x = F.max_pool2d(F.relu(self.block1(x)), 2)
-        x = F.max_pool2d(F.relu(self.block2(x)), 2)
-        x = F.relu(self.block3(x))
+        x = F.max_pool2d(self.block0(image), 2)
+        x = F.max_pool2d(self.block1(x), 2)
+        x = F.max_pool2d(self.block2(x), 2)
+        x = self.block3(x)
         if image.shape[2] >= 64:
             x = F.max_pool2d(x, 2)
-        x = F.relu(self.block4(x))
+        x = self.block4(x)
         logits: Tensor = self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
 
@@ -60,7 +59,7 @@ def _block(in_planes: int, planes: int, convolutions: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for index in range(convolutions):
         layers += [nn.Conv2d(planes if index else in_planes, planes, 3, padding=1), nn.BatchNorm2d(planes), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    return nn.Sequential(*layers)
 
 
 def vgg8(num_classes: int = 100, in_channels: int = 3) -> VGG:

@@ -3,16 +3,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
+from torchvision.transforms.v2 import functional as ops
 
 from lightning_biaskd.data.augment import (
-    _GREY_PATCH,
-    _PATCH,
-    _STRONG,
+    color_jitter,
+    count_views,
     crop_and_flip,
+    cutout,
     further_bits,
     random_bits,
-    strong_view,
+    uniform,
+    view_bits,
+    view_number,
 )
+from lightning_biaskd.data.strong_view import _GREY_PATCH, _PATCH, _STRONG, strong_view
 
 
 def test_views_depend_on_seed_epoch_and_index_alone():
@@ -128,3 +132,47 @@ def test_further_bits_are_others_and_independent():
     for shift in (0, 20):
         a, b = ((draw >> shift & 1).double() - 0.5 for draw in (bits, other))
         assert abs((a * b).mean()) < 0.01
+
+
+@pytest.mark.parametrize(("padding", "flip", "count"), [(4, True, 162), (1, False, 9), (0, True, 2), (0, False, 1)])
+def test_views_can_be_counted(padding, flip, count):
+    assert count_views(padding, flip) == count
+    image = torch.randint(1, 256, (1, 2, 9, 9), dtype=torch.uint8).expand(count, -1, -1, -1)
+    numbers = torch.arange(count)
+    views = crop_and_flip(image, view_bits(numbers, flip), padding, flip)
+    assert len(views.flatten(1).unique(dim=0)) == count
+    assert torch.equal(view_number(view_bits(numbers, flip), padding, flip), numbers)
+    bits = random_bits(0, 0, torch.arange(500))
+    drawn = crop_and_flip(image[:1].expand(500, -1, -1, -1), bits, padding, flip)
+    assert torch.equal(drawn, views[view_number(bits, padding, flip)])
+
+
+def test_a_cutout_covers_a_square_around_a_random_pixel():
+    image = torch.randint(1, 256, (200, 3, 12, 10), dtype=torch.uint8)
+    bits = random_bits(0, 0, torch.arange(200))
+    views = cutout(image, bits, 5, (0.0, 0.0, 0.0))
+    assert views.dtype == torch.uint8
+    centres = set()
+    for view, original, number in zip(views, image, bits.tolist(), strict=True):
+        row, column = number % 12, number // 12 % 10
+        expected = original.clone()
+        expected[:, max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3] = 0
+        assert torch.equal(view, expected)
+        centres.add((row, column))
+    assert len(centres) > 80
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_are_jittered_as_torchvision_does(channels):
+    image = torch.randint(256, (20, channels, 8, 8), dtype=torch.uint8)
+    bits = random_bits(0, 0, torch.arange(20))
+    views = color_jitter(image, bits, 0.4)
+    draws = [0.6 + 0.8 * uniform(b) for b in (bits, further_bits(bits), further_bits(bits + 1))]
+    for view, original, brightness, contrast, saturation in zip(
+        views, image, *(d.tolist() for d in draws), strict=True
+    ):
+        expected = ops.adjust_contrast(ops.adjust_brightness(original, brightness), contrast)
+        expected = ops.adjust_saturation(expected, saturation) if channels == 3 else expected
+        assert (view.int() - expected.int()).abs().max() <= 1  # rounding
+    assert all(0.6 <= draw.min() < 0.7 < 1.2 < draw.max() < 1.4 for draw in draws)
+    assert torch.equal(color_jitter(image, bits, 0.0), image)

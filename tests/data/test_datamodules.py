@@ -75,6 +75,48 @@ def test_val_split_is_a_share_or_a_number_or_nothing():
             DigitsDataModule(val_split=val_split).setup()
 
 
+def labels(**kwargs):
+    data = DigitsDataModule(val_split=0.2, **kwargs)
+    data.setup()
+    return data.train_set, data.val_set, data.test_set
+
+
+def test_a_training_subset_is_fixed_by_the_seed_and_leaves_the_rest_alone():
+    train, val, test = labels(train_size=100)
+    full, full_val, full_test = labels()
+    assert len(train) == len(set(train.index.tolist())) == 100
+    assert set(train.index.tolist()) < set(full.index.tolist())
+    assert torch.equal(val.index, full_val.index)
+    assert torch.equal(test.index, full_test.index)
+    assert torch.equal(train.index, labels(train_size=100)[0].index)
+    assert not torch.equal(train.index, labels(train_size=100, seed=1)[0].index)
+    assert set(train.index.tolist()) < set(labels(train_size=101)[0].index.tolist())
+    for size in (0, 1007):
+        with pytest.raises(UserError, match=f"train_size={size}, but there are 1006 training images"):
+            labels(train_size=size)
+
+
+@pytest.mark.parametrize("train_size", [None, 500])
+def test_label_noise_is_an_exact_share_of_the_training_labels_alone(train_size):
+    noisy, noisy_val, noisy_test = labels(label_noise=0.2, train_size=train_size)
+    clean, clean_val, clean_test = labels(train_size=train_size)
+    wrong = noisy.target[noisy.index] != clean.target[clean.index]
+    assert wrong.sum() == round(0.2 * len(noisy))
+    assert torch.equal(noisy_val.target[noisy_val.index], clean_val.target[clean_val.index])
+    assert torch.equal(noisy_test.target, clean_test.target)
+    assert torch.equal(noisy.target, labels(label_noise=0.2, train_size=train_size)[0].target)
+
+
+def test_noisy_labels_are_spread_over_all_other_classes():
+    noisy, *_ = labels(label_noise=1.0)
+    clean, *_ = labels()
+    steps = torch.bincount((noisy.target - clean.target)[noisy.index] % 10, minlength=10)
+    assert steps[0] == 0
+    assert steps[1:].min() > 80  # 1,006 over nine classes: 112 each, standard deviation 10
+    with pytest.raises(UserError, match=r"label_noise=1.5 is no share"):
+        labels(label_noise=1.5)
+
+
 def test_pixels_are_normalised_with_the_constants_of_the_data(trainer):
     image, target = views(trainer, DigitsDataModule(augment=False, val_split=0))
     assert image.shape == (1257, 1, 8, 8)
@@ -97,11 +139,84 @@ def test_only_training_images_are_augmented_anew_in_every_epoch(trainer):
     assert torch.equal(*tests)
 
 
+class Ramp(DigitsDataModule):
+    """Images whose views tell how they were made: every pixel another number."""
+
+    flip = True
+
+    def read(self, split):
+        image = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).expand(400, -1, -1, -1)
+        return image, torch.zeros(400, dtype=torch.int64)
+
+    def normalized(self, image):
+        return image
+
+
+@pytest.mark.parametrize("augment", [True, "torchvision"])
+def test_the_fast_views_and_torchvisions_have_one_distribution(augment, trainer):
+    image, _ = views(trainer, Ramp(augment=augment, val_split=0), max_epochs=5)
+    inner = image[:, 0, 1:7, 1:7].long()  # never padding
+    kinds, counts = inner.flatten(1).unique(dim=0, return_counts=True)
+    assert len(kinds) == 18
+    assert ((counts - 2000 / 18).square() / (2000 / 18)).sum() < 17 + 5 * 34**0.5  # chi-squared, 17 degrees of freedom
+    first = {(row[0], row[1] - row[0]) for row in kinds.tolist()}  # where the view begins, and which way it runs
+    expected = {(1 + 8 * row + column, 1) for row in range(3) for column in range(3)}
+    assert first == expected | {(1 + 8 * row + column, -1) for row in range(3) for column in (5, 6, 7)}
+
+
+def test_pixels_become_floats_of_zero_mean_and_unit_variance():
+    data = CIFAR10DataModule()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        image = torch.randint(256, (4, 3, 5, 6), dtype=torch.uint8).contiguous(memory_format=layout)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
+        torch.testing.assert_close(data.normalized(image), (image / 255 - mean) / std)
+
+
+def test_a_few_fixed_views_are_drawn_again_and_again(trainer):
+    module = Views()
+    data = DigitsDataModule(val_split=0, views=3, batch_size=100)
+    trainer(max_epochs=8).fit(module, data)
+    seen = [set() for _ in range(1257)]
+    for batch in module.seen["train"]:
+        for image, sample, view in zip(batch.image, batch.sample.tolist(), batch.view.tolist(), strict=True):
+            seen[sample].add((view, image.numpy().tobytes()))
+    assert max(map(len, seen)) == 3
+    assert {view for views in seen for view, _ in views} == {0, 1, 2}
+    batch = data.train_set.__getitems__([5, 6])
+    again = data.normalized(data.numbered_views(batch, torch.tensor([0, 2])).image)
+    assert {(0, again[0].numpy().tobytes())} <= seen[5]
+    assert {(2, again[1].numpy().tobytes())} <= seen[6]
+    with pytest.raises(UserError, match="views=0 leaves nothing"):
+        DigitsDataModule(views=0)
+
+
+def test_views_are_counted_where_they_can_be(trainer):
+    assert DigitsDataModule().view_count == 9
+    assert CIFAR10DataModule().view_count == 162
+    assert DigitsDataModule(augment=False).view_count == 1
+    assert CIFAR10DataModule(cutout=8, views=5).view_count == 5
+    uncountable = [{"cutout": 2}, {"color_jitter": 0.2}, {"strong_view": True}, {"augment": "torchvision"}]
+    for kwargs in uncountable:
+        data = DigitsDataModule(**kwargs)
+        assert data.view_count is None
+        module = Views()
+        trainer(limit_train_batches=1).fit(module, data)
+        assert module.seen["train"][0].view is None
+
+
+def test_every_view_of_the_epoch_has_its_number(trainer):
+    module, data = Views(), DigitsDataModule(val_split=0)
+    trainer().fit(module, data)
+    for batch in module.seen["train"][:3]:
+        again = data.numbered_views(data.train_set.__getitems__(batch.sample.tolist()), batch.view)
+        assert torch.equal(data.normalized(again.image), batch.image)
+
+
 def two_views(trainer, **kwargs):
     """Weak and strong views of one epoch by sample number, and whether both halves of each batch name the same ones."""
     module = Views()
     trainer().fit(module, DigitsDataModule(val_split=0, strong_view=True, **kwargs))
-    halves = [[part.chunk(2) for part in batch] for batch in module.seen["train"]]
+    halves = [[part.chunk(2) for part in batch[:3]] for batch in module.seen["train"]]
     same = all(torch.equal(*target) and torch.equal(*sample) for _, target, sample in halves)
     order = torch.cat([sample[0] for _, _, sample in halves]).argsort()
     return *(torch.cat([image[half] for image, _, _ in halves])[order] for half in (0, 1)), same
@@ -136,7 +251,7 @@ def test_views_are_pixels_until_they_are_normalised(tmp_path, monkeypatch):
     for data in (DigitsDataModule(strong_view=True), CIFAR10DataModule(str(tmp_path), val_split=5, strong_view=True)):
         data.setup()
         batch = next(iter(data.train_dataloader()))
-        both = data.views(batch, batch.sample)
+        both = data.training_views(batch, batch.sample)
         assert both.image.dtype == torch.uint8
         assert both.image.shape == (2 * len(batch.image), *batch.image.shape[1:])
 
@@ -156,6 +271,7 @@ def test_fashion_mnist_reads_idx_files(tmp_path, pack, below):
     batch = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
     assert batch.image.shape == (20, 1, 28, 28)
     assert batch.target.tolist() == [i % 10 for i in range(20)]
+    assert (len(data.class_names), data.class_names[6]) == (10, "Shirt")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +308,7 @@ def test_cifar_reads_torchvisions_files(tmp_path, monkeypatch, module):
     image = np.asarray(reference[3][0])
     assert torch.equal(batch.image[3], torch.tensor(image).permute(2, 0, 1))
     assert batch.target[3] == reference[3][1]
+    assert data.class_names == reference.classes
     (tmp_path / module.files.base_folder / module.files.test_list[0][0]).write_bytes(b"damaged")
     with pytest.raises(UserError, match="or damaged there"):
         module(str(tmp_path)).setup()
@@ -204,6 +321,7 @@ def test_imagenet_reads_class_folders(tmp_path, trainer):
     assert image.shape == (9, 3, 32, 32)
     assert target.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert data.num_classes == 3
+    assert data.class_names == ["cat", "dog", "eel"]
     assert (len(data.train_set), len(data.val_set)) == (14, 4)
     assert not set(data.train_set.indices) & set(data.val_set.indices)
     assert views(trainer, data)[0].shape == (14, 3, 32, 32)

@@ -187,7 +187,7 @@ def mapped(logits):
     """Outputs with a map whose mean is the logits, and a classifier that hands it on."""
     c, side = torch.arange(logits.shape[1])[:, None, None], torch.arange(8)
     gains = 1 + 1.5 * torch.sin(1 + 2 * c + math.pi / 4 * (side[:, None] + 3 * side).double())
-    return Outputs(logits, {"layer3": logits[:, :, None, None] * gains.to(logits.dtype)}, head=same)
+    return Outputs(logits, {"-1": logits[:, :, None, None] * gains.to(logits.dtype)}, head=same)
 
 
 def sdd(student, teacher, y, inner, scales=(1, 2, 4)):

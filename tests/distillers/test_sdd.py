@@ -39,20 +39,26 @@ def test_complementary_cells_count_twice():
 
 def test_stands_for_its_inner_method():
     inner = DKD(temperature=2.0, warmup_epochs=20)
-    outer = SDD(inner, layer="stage", head="classifier")
+    outer = SDD(inner, layer="stage", teacher_layer=-2)
     outer.set_epoch(9)
     assert inner.ramp == 0.5
-    assert (outer.temperature, outer.layers, outer.head) == (2.0, ("stage",), "classifier")
+    assert (outer.temperature, outer.layers, outer.teacher_layers) == (2.0, ("stage",), ("-2",))
     assert (outer.rectifiable, outer.reads_teacher) == (False, True)
     assert not SDD(LabelSmoothing()).reads_teacher
 
 
-def test_those_around_it_name_its_head():
-    both = WeightedSum([(KD(), 1.0), (SDD(), 1.0)])
-    assert (both.layers, both.head, KD().head) == (("layer3",), "fc", None)
-    assert LogitStandardization(SDD()).head == "fc"
-    with pytest.raises(ValueError, match="different heads: 'fc', 'head'"):
-        WeightedSum([(SDD(), 1.0), (SDD(head="head"), 1.0)])
+def test_those_around_it_read_what_it_reads():
+    both = WeightedSum([(KD(), 1.0), (SDD(teacher_layer="layer4"), 1.0)])
+    assert (both.layers, both.teacher_layers, both.embedding, KD().embedding) == (("-1",), ("layer4",), True, False)
+    assert LogitStandardization(SDD()).embedding
+
+
+def test_a_map_that_the_classifier_does_not_read_is_refused():
+    student, _, _ = batch()
+    fits = mapped(student)._replace(embedding=student)
+    SDD().build(fits, fits)
+    with pytest.raises(UserError, match="does not read the average of layer '-1'"):
+        SDD().build(fits, fits._replace(embedding=student + 1))
 
 
 def test_refusals():
@@ -61,7 +67,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="begin with 1"):
         SDD(scales=(2, 4))
     logits, target = torch.zeros(2, 3), torch.tensor([0, 1])
-    tokens = Outputs(logits, {"layer3": torch.zeros(2, 3, 4)}, head=torch.nn.Identity())
+    tokens = Outputs(logits, {"-1": torch.zeros(2, 3, 4)}, head=torch.nn.Identity())
     for outputs in (Outputs(logits), tokens, mapped(logits)._replace(head=None)):
-        with pytest.raises(UserError, match="the classifier 'fc'"):
+        with pytest.raises(UserError, match="layer '-1' and the classifier"):
             SDD()(outputs, outputs, target)

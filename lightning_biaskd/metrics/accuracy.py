@@ -1,11 +1,13 @@
-"""Metrics of this field, as torchmetrics: exact under DDP."""
+"""Accuracies, their calibration, and means of what a step logs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from lightning_biaskd.outputs import at_least_float32
 
 
 def topk_accuracies(num_classes: int, prefix: str = "") -> MetricCollection:
@@ -17,36 +19,30 @@ def topk_accuracies(num_classes: int, prefix: str = "") -> MetricCollection:
     )
 
 
-class BeyondTeacher(Metric):
-    """Counts the samples that student and teacher get right, each alone, both, or neither.
+class CalibrationError(MulticlassCalibrationError):
+    """Expected calibration error in 15 bins, from logits: how far confidence is from accuracy, in [0, 1].
 
-    Shape of ``update(student_logits, teacher_logits, target)``: (B, C), (B, C), (B,). ``compute`` returns a dict of
-    counts: ``student_only``, ``teacher_only``, ``both``, ``neither``.
+    torchmetrics' own, but for ``update``, which would wait for the device to see whether it was given probabilities.
+    Shape of ``update(logits, target)``: (B, C), (B,). It keeps 8 bytes per sample.
+
+    Args:
+        num_classes: C.
 
     Example:
-        >>> metric = BeyondTeacher()
-        >>> metric.update(torch.eye(3), torch.eye(3)[[0, 2, 1]], torch.tensor([0, 1, 0]))
-        >>> {name: int(count) for name, count in metric.compute().items()}
-        {'student_only': 1, 'teacher_only': 0, 'both': 1, 'neither': 1}
+        >>> metric = CalibrationError(2)
+        >>> metric.update(torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 1]))  # sure, and half right
+        >>> round(metric.compute().item(), 3)
+        0.5
     """
 
-    full_state_update = False
-    counts: Tensor
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, n_bins=15, validate_args=False)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("counts", torch.zeros(4, dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> None:
+    def update(self, logits: Tensor, target: Tensor) -> None:
         """Adds a batch."""
-        student = student_logits.argmax(1) == target
-        teacher = teacher_logits.argmax(1) == target
-        groups = (student & ~teacher, teacher & ~student, student & teacher, ~(student | teacher))
-        self.counts += torch.stack([group.sum() for group in groups])
-
-    def compute(self) -> dict[str, Tensor]:
-        """The four counts."""
-        return dict(zip(("student_only", "teacher_only", "both", "neither"), self.counts, strict=True))
+        confidence, answer = at_least_float32(logits).softmax(1).max(1)
+        self.confidences.append(confidence.float())
+        self.accuracies.append((answer == target).float())
 
 
 class Means(Metric):

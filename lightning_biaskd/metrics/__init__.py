@@ -1,0 +1,21 @@
+"""Metrics of this field, as torchmetrics: exact under DDP, and without a wait for the device in ``update``."""
+
+from lightning_biaskd.metrics.accuracy import CalibrationError, Means, topk_accuracies
+from lightning_biaskd.metrics.agreement import Agreement, DistributionGap
+from lightning_biaskd.metrics.beyond_teacher import BeyondTeacher, Contingency, mcnemar
+from lightning_biaskd.metrics.bias_rate import BiasRate, ConfusedPair, NotOnTop, confused_pairs
+
+__all__ = [
+    "Agreement",
+    "BeyondTeacher",
+    "BiasRate",
+    "CalibrationError",
+    "ConfusedPair",
+    "Contingency",
+    "DistributionGap",
+    "Means",
+    "NotOnTop",
+    "confused_pairs",
+    "mcnemar",
+    "topk_accuracies",
+]
