@@ -18,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lightning_biaskd
 import lightning_biaskd.data  # short class names in YAML work for what is imported
+from lightning_biaskd.audit.measure import QUIET
 from lightning_biaskd.callbacks import DistillationProgressBar, ResultTable
 from lightning_biaskd.callbacks.history import run_folder
 from lightning_biaskd.commands import Commands
@@ -92,6 +93,8 @@ class BiasKDCLI(LightningCLI):
             raise UserError(str(cause)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self.subcommand in ("audit", "cache"):  # they leave no trace of a run
+            kwargs, self.save_config_callback = {**QUIET, "callbacks": [], **kwargs}, None
         trainer = super().instantiate_trainer(**kwargs)
         if (
             type(trainer.progress_bar_callback) is RichProgressBar
@@ -120,12 +123,12 @@ def main(args: Sequence[str] | None = None) -> None:
         BiasKDCLI(
             LightningModule,
             LightningDataModule,
-            trainer_class=Commands,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # ours are arguments of the module
             seed_everything_default=0,
             save_config_callback=SaveConfigBesideCheckpoints,
+            trainer_class=Commands,
             trainer_defaults={"callbacks": [ResultTable()]},
             parser_class=BriefParser,
             parser_kwargs={

@@ -10,17 +10,47 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_biaskd.audit import audit
 from lightning_biaskd.card import card_of
 from lightning_biaskd.classification import ClassificationModule
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.export import Format, Pixels, export_student
+from lightning_biaskd.fill_cache import fill_cache
 from lightning_biaskd.inputs import InputSpec
 from lightning_biaskd.models.download import sha256
 from lightning_biaskd.models.weights import load_weights, locate, read
+from lightning_biaskd.plotting import require_matplotlib
 
 
 class Commands(Trainer):
     """Lightning's Trainer with the further commands of ``biaskd``: a method each, beside ``fit`` and ``test``."""
+
+    def audit(
+        self, model: LightningModule, datamodule: LightningDataModule, output: str = "audit", passes: int = 1
+    ) -> None:
+        """Look for the teacher's bias in the training data, before any training.
+
+        Args:
+            model: a DistillationModule.
+            datamodule: the data.
+            output: Folder for audit.txt, audit.json and audit.png.
+            passes: How often the training data are gone through, each time augmented anew.
+        """
+        require_matplotlib()
+        self.fit_loop.max_epochs = passes
+        report = audit(model, datamodule, self)
+        if self.is_global_zero:
+            report.save(output)
+            print(f"\n{report}\n\naudit.txt, audit.json and audit.png are in {output!r}")
+
+    def cache(self, model: LightningModule, datamodule: LightningDataModule) -> None:
+        """Compute all of the teacher's answers to the training images, into the folder of --model.teacher_cache.
+
+        Args:
+            model: a DistillationModule with a teacher_cache.
+            datamodule: the data.
+        """
+        fill_cache(model, datamodule, self)
 
     def export(
         self,

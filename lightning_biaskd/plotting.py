@@ -95,7 +95,7 @@ def bars(ax: Axes, title: str, xlabel: str, values: dict[str, float], colour: st
     ax.set_xlim(0, 1.15 * max(*values.values(), 1e-9))
 
 
-def shortened(label: str, length: int = 32) -> str:
+def shortened(label: str, length: int = 40) -> str:
     """A label that doesn't push the axes aside."""
     return label if len(label) <= length else f"{label[: length - 1]}…"
 

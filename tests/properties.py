@@ -3,10 +3,29 @@
 ``outputs`` makes a network's Outputs of its logits (B, C), row by row: alone, or with features that they determine.
 """
 
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
-from lightning_biaskd import BiasStrategy, Outputs
+from lightning_biaskd import BiasStrategy, Distiller, Outputs
+
+
+class Setting(NamedTuple):
+    """How one distiller is tested.
+
+    ``reference(s, t, y)`` is the loss of one sample, ``batch_reference(S, T, Y)`` the mean loss of a batch, for methods
+    that have no other; one of them is given. ``lacks`` names the properties of this file that do not hold, each
+    with the reason, as ``{property: why}``; a test fails if one of them does hold. ``outputs`` makes a
+    network's Outputs of its logits, as above.
+    """
+
+    distiller: Distiller
+    reference: Callable[..., float] | None = None
+    lacks: Mapping[str, str] = {}
+    batch_reference: Callable[..., float] | None = None
+    outputs: Callable[[torch.Tensor], Outputs] = Outputs
 
 
 def batch(rows=8, classes=6, shift=0.0):
@@ -53,9 +72,9 @@ def uses_no_dropped_teacher_row(distiller, outputs=Outputs):
     for rows in (teacher, torch.where(keep[:, None], teacher, -5 * teacher.flip(1))):
         leaf = student.clone().requires_grad_()
         losses = torch.where(keep, distiller(outputs(leaf), outputs(rows), target, keep), 0)
-        losses.sum().backward()
-        assert (leaf.grad[~keep] == 0).all()
-        seen.append((losses.detach(), leaf.grad))
+        gradients = torch.autograd.grad(losses.sum(), [leaf, *distiller.parameters()])
+        assert (gradients[0][~keep] == 0).all()
+        seen.append((losses.detach(), *gradients))
     torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
 
 

@@ -52,7 +52,7 @@ def test_export_by_the_yaml_of_the_run(format):
     card = json.loads(Path(f"student.{format}.json").read_text())
     assert card["model"]["class_path"] == "lightning_biaskd.models.CIFARResNet"
     assert card["pretrained_cfg"]["input_size"] == [1, 8, 8]
-    assert card["num_classes"] == 10
+    assert card["label_names"] == list("0123456789")
     assert (card["source"]["checkpoint"], card["source"]["global_step"]) == (CHECKPOINT, 3)
     assert "KD" in card["source"]["method"]
     assert 0 <= card["metrics"]["val/acc1"] <= 1

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_biaskd import DistillationModule, FrozenTeacher, TeacherCache, UserError
+from lightning_biaskd.cli import main
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.distillers import SDD
 from lightning_biaskd.models import CIFARResNet
@@ -168,6 +169,24 @@ def test_killed_while_it_fills_it_goes_on(tmp_path):
             image = source.numbered_images(numbers, view)
             answer = cache.answer(source.train_set.pick(numbers)._replace(image=image, view=view), teacher)
             torch.testing.assert_close(answer.logits, teacher.model(image), rtol=1e-5, atol=1e-5)
+
+
+def test_the_command_fills_it_and_training_asks_no_more(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ["--trainer.accelerator", "cpu", "--data.train_size", "64", "--data.views", "2"]
+    main(["cache", *options, "--model.teacher_cache", "answers"])
+    assert "the teacher answers" in capsys.readouterr().out
+    assert sorted(path.name for path in Path().iterdir()) == ["answers"]
+    filled = (tmp_path / "answers" / "filled.bin").read_bytes()
+    assert sum(filled) == 64 * 2 + 126  # two views of the training images, and those of validation
+    asked = []
+    monkeypatch.setattr(TeacherCache, "_write", lambda *_: asked.append(1))
+    options += ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false", "--test_after_fit", "false"]
+    main(["fit", *options, "--model.teacher_cache", "answers"])
+    assert not asked
+    with pytest.raises(SystemExit):
+        main(["cache", *options[:6]])
+    assert "there is no cache to fill: name a folder" in capsys.readouterr().err
 
 
 def test_the_folder_says_what_is_in_it(trainer, tmp_path):

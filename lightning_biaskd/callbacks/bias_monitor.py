@@ -180,11 +180,12 @@ class BiasMonitor(EpochPicture):
                 "teacher wrong on training views [%]",
                 {self._classes[c]: rates[c].item() for c in worst},
             )
+            wrong = int((seen - right).sum())
             pairs = {
-                f"{self._classes[pair.label]} → {self._classes[pair.answer]}": 100 * pair.share
+                f"{self._classes[pair.label]} → {self._classes[pair.answer]}": 100 * pair.samples / wrong
                 for pair in confused_pairs(self._confusion, min(self.per_class, 12))
             }
-            bars(axes[1], "Commonest mistakes: label → answer", "of the label's training views [%]", pairs, ORANGE)
+            bars(axes[1], "Commonest mistakes: label → answer", "of all mistakes on training views [%]", pairs, ORANGE)
         lines(
             axes[2],
             "Student's accuracy, by teacher's answer",

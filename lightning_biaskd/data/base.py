@@ -42,9 +42,9 @@ class ImageDataModule(LightningDataModule):
 
     Attributes:
         num_classes: C.
-        class_names: one per class, ``None`` where there are none but the numbers.
         in_channels: of the images.
         image_size: height and width in pixels.
+        class_names: of the C classes, ``None`` where they aren't known, or not yet.
         mean: per channel, of pixels in [0, 1].
         std: likewise.
         num_samples: how many training images are numbered, those held out for validation among them.
@@ -54,9 +54,9 @@ class ImageDataModule(LightningDataModule):
     """
 
     num_classes: int
-    class_names: Sequence[str] | None = None
     in_channels: ClassVar[int] = 3
     image_size: int
+    class_names: Sequence[str] | None = None
     mean: ClassVar[Sequence[float]]
     std: ClassVar[Sequence[float]]
 
@@ -114,13 +114,15 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not isinstance(batch, Batch):
             return batch
-        if self.trainer is not None and self.trainer.training:
-            batch = self.training_views(batch, random_bits(self.seed, self.trainer.current_epoch, batch.sample))
-            batch = batch._replace(image=self.normalized(batch.image))
-            return batch if self.mix is None else self.mixed(batch, self.trainer, self.mix)
-        if self.trainer is not None and self.trainer.validating and self.view_count is not None:
+        trainer = self.trainer
+        if trainer is not None and trainer.training:
+            batch = self.training_views(batch, random_bits(self.seed, trainer.current_epoch, batch.sample))
+        elif trainer is not None and trainer.validating and self.view_count is not None:
             batch = batch._replace(view=torch.full_like(batch.sample, self.view_count))  # the image as it is
-        return batch._replace(image=self.normalized(batch.image))
+        batch = batch._replace(image=self.normalized(batch.image))
+        if self.mix is None or trainer is None or not trainer.training:
+            return batch
+        return self.mixed(batch, trainer, self.mix)
 
     @property
     def view_count(self) -> int | None:
@@ -147,10 +149,8 @@ class ImageDataModule(LightningDataModule):
         """Pixels (B, D, H, W) in 0…255 to floats of about zero mean and unit variance."""
         scale, shift = self._affine or (None, None)
         if scale is None or shift is None or scale.shape[1:] != image.shape[1:] or scale.device != image.device:
-            # once, as a copy waits for the device; as large as an image, because a row of numbers is faster than three
-            mean, std = (
-                torch.tensor(values, device=image.device).view(1, -1, 1, 1) for values in (self.mean, self.std)
-            )
+            # once, as a copy waits for the device; as large as an image, as a row of numbers is faster than three
+            mean, std = torch.tensor([self.mean, self.std], device=image.device)[:, None, :, None, None]
             whole = torch.ones_like(image[:1], dtype=torch.float32)
             scale, shift = self._affine = (whole / (255 * std), -whole * mean / std)
         return torch.addcmul(shift, image.float(), scale)

@@ -18,6 +18,7 @@ class DigitsDataModule(InMemoryDataModule):
     num_classes = 10
     in_channels = 1
     image_size = 8
+    class_names = tuple("0123456789")
     mean = (0.3060,)
     std = (0.3762,)
     padding = 1

@@ -1,18 +1,26 @@
 """Published distillation methods, one file each."""
 
+from lightning_biaskd.distillers.at import AT, at_loss
 from lightning_biaskd.distillers.base import Distiller, kl_divergence, without_label
+from lightning_biaskd.distillers.cc import CC, cc_loss
 from lightning_biaskd.distillers.ctkd import CTKD, ctkd_loss
 from lightning_biaskd.distillers.dist import DIST, dist_loss
 from lightning_biaskd.distillers.dkd import DKD, dkd_loss
+from lightning_biaskd.distillers.fitnet import FitNet, hint_loss
 from lightning_biaskd.distillers.kd import KD, kd_loss
+from lightning_biaskd.distillers.kdsvd import KDSVD, kdsvd_loss
 from lightning_biaskd.distillers.logit_standardization import LogitStandardization, standardize
 from lightning_biaskd.distillers.mlkd import MLKD, mlkd_loss
 from lightning_biaskd.distillers.nkd import NKD, nkd_loss
 from lightning_biaskd.distillers.norm_kd import NormKD, norm_kd_loss
+from lightning_biaskd.distillers.nst import NST, nst_loss
+from lightning_biaskd.distillers.pkt import PKT, pkt_loss
 from lightning_biaskd.distillers.rc import RC, rc_loss
+from lightning_biaskd.distillers.rkd import RKD, rkd_loss
 from lightning_biaskd.distillers.rld import RLD, rld_loss
 from lightning_biaskd.distillers.sdd import SDD, cell_logits
 from lightning_biaskd.distillers.sld import SLD, sld_loss
+from lightning_biaskd.distillers.sp import SP, sp_loss
 from lightning_biaskd.distillers.teacher_free import (
     LabelSmoothing,
     TeacherFree,
@@ -20,48 +28,67 @@ from lightning_biaskd.distillers.teacher_free import (
     teacher_free_loss,
 )
 from lightning_biaskd.distillers.ttm import TTM, WTTM, ttm_loss, wttm_loss
+from lightning_biaskd.distillers.vid import VID, vid_loss
 from lightning_biaskd.distillers.weighted_sum import WeightedSum
 from lightning_biaskd.distillers.wkd import WKD, class_distances, wkd_loss
 from lightning_biaskd.distillers.wsld import WSLD, wsld_loss
 
 __all__ = [
+    "AT",
+    "CC",
     "CTKD",
     "DIST",
     "DKD",
     "KD",
+    "KDSVD",
     "MLKD",
     "NKD",
+    "NST",
+    "PKT",
     "RC",
+    "RKD",
     "RLD",
     "SDD",
     "SLD",
+    "SP",
     "TTM",
+    "VID",
     "WKD",
     "WSLD",
     "WTTM",
     "Distiller",
+    "FitNet",
     "LabelSmoothing",
     "LogitStandardization",
     "NormKD",
     "TeacherFree",
     "WeightedSum",
+    "at_loss",
+    "cc_loss",
     "cell_logits",
     "class_distances",
     "ctkd_loss",
     "dist_loss",
     "dkd_loss",
+    "hint_loss",
     "kd_loss",
+    "kdsvd_loss",
     "kl_divergence",
     "label_smoothing_loss",
     "mlkd_loss",
     "nkd_loss",
     "norm_kd_loss",
+    "nst_loss",
+    "pkt_loss",
     "rc_loss",
+    "rkd_loss",
     "rld_loss",
     "sld_loss",
+    "sp_loss",
     "standardize",
     "teacher_free_loss",
     "ttm_loss",
+    "vid_loss",
     "without_label",
     "wkd_loss",
     "wsld_loss",

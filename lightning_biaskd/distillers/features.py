@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -104,7 +105,6 @@ def as_map(feature: Tensor) -> Tensor:
         UserError: a feature of other dimensions, or tokens that fill no square.
 
     Example:
-        >>> import torch
         >>> as_map(torch.zeros(2, 50, 192)).shape
         torch.Size([2, 192, 7, 7])
     """
@@ -121,16 +121,48 @@ def as_map(feature: Tensor) -> Tensor:
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps (B, D, H, W) averaged to the smaller of their sizes, side by side.
+    """Two features as maps (B, D, H, W), see :func:`as_map`, averaged to the smaller of their sizes, side by side.
 
     Example:
-        >>> import torch
         >>> [x.shape[2:] for x in same_size(torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 4, 4))]
         [torch.Size([4, 4]), torch.Size([4, 4])]
     """
+    student, teacher = as_map(student), as_map(teacher)
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     return _pooled(student, size), _pooled(teacher, size)
 
 
 def _pooled(feature: Tensor, size: tuple[int, int]) -> Tensor:
     return feature if feature.shape[2:] == size else F.adaptive_avg_pool2d(feature, size)
+
+
+def unit(x: Tensor, dim: int = 1) -> Tensor:
+    """Vectors along ``dim`` scaled to length 1. A vector of zeros stays what it is, and gets no gradient.
+
+    Example:
+        >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    length: Tensor = x.norm(dim=dim, keepdim=True)
+    return x / length.where(length > torch.finfo(x.dtype).tiny ** 0.5, torch.inf)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product in the precision of its factors; autocast would lower it."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
+def pairs_kept(x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which pairs of samples count: those of which both are kept.
+
+    Args:
+        x: (B, …), anything of the batch.
+        keep: (B,) bool, ``None`` for all.
+
+    Returns:
+        (B, B) bool, and how many samples are kept.
+    """
+    kept = torch.ones(len(x), dtype=torch.bool, device=x.device) if keep is None else keep
+    return kept.unsqueeze(0) & kept.unsqueeze(1), kept.sum()

@@ -3,10 +3,10 @@
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import torch
+from feature_settings import FEATURE_SETTINGS
+from properties import Setting
 
 from lightning_biaskd import Outputs
 from lightning_biaskd.distillers import (
@@ -24,29 +24,12 @@ from lightning_biaskd.distillers import (
     WKD,
     WSLD,
     WTTM,
-    Distiller,
     LabelSmoothing,
     LogitStandardization,
     NormKD,
     TeacherFree,
     WeightedSum,
 )
-
-
-class Setting(NamedTuple):
-    """How one distiller is tested.
-
-    ``reference(s, t, y)`` is the loss of one sample, ``batch_reference(S, T, Y)`` the mean loss of a batch, for methods
-    that have no other; one of them is given. ``lacks`` names the properties of `properties.py` that do not hold, each
-    with the reason, as ``{property: why}``; a test fails if one of them does hold. ``outputs`` makes a
-    network's Outputs of its logits, see `properties.py`.
-    """
-
-    distiller: Distiller
-    reference: Callable[..., float] | None = None
-    lacks: Mapping[str, str] = {}
-    batch_reference: Callable[..., float] | None = None
-    outputs: Callable[[torch.Tensor], Outputs] = Outputs
 
 
 def softmax(values):
@@ -233,6 +216,7 @@ NOT_ZERO = "is_zero_at_the_teacher"
 CORRECTS = {NOT_ZERO: "it corrects a wrong answer, so a student that copies the teacher is not done"}
 
 SETTINGS = {
+    **FEATURE_SETTINGS,
     "KD": Setting(KD(), kd),
     "DKD": Setting(DKD(), dkd),
     "DIST": Setting(

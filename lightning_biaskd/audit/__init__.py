@@ -1,0 +1,6 @@
+"""Looking at the teacher's bias before any training."""
+
+from lightning_biaskd.audit.measure import audit
+from lightning_biaskd.audit.report import AuditReport, ClassBias, Correction, Mistake
+
+__all__ = ["AuditReport", "ClassBias", "Correction", "Mistake", "audit"]

@@ -1,0 +1,231 @@
+"""One pass of the teacher over the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from typing import Any, get_args
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+from torchmetrics import Metric
+
+from lightning_biaskd.audit.report import AuditReport, ClassBias, Correction, Mistake
+from lightning_biaskd.bias.partition import partition
+from lightning_biaskd.bias.rectify import Mode, rectify_logits
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.inputs import InputSpec
+from lightning_biaskd.metrics import BiasRate, CalibrationError, NotOnTop, confused_pairs
+from lightning_biaskd.module import DistillationModule
+from lightning_biaskd.outputs import at_least_float32
+
+BINS = 20
+MODES: tuple[Mode, ...] = tuple(mode for mode in get_args(Mode) if mode != "none")
+QUIET: dict[str, Any] = {
+    **{"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
+    **{"limit_val_batches": 0, "num_sanity_val_steps": 0},
+    **{"accumulate_grad_batches": 1, "gradient_clip_val": None},  # nothing is trained
+}
+"""Arguments of a Trainer that leaves no trace."""
+
+
+def audit(module: LightningModule, datamodule: LightningDataModule, trainer: Trainer | None = None) -> AuditReport:
+    """Sends the training data, augmented as in training, through the teacher and reports where it is wrong.
+
+    Nothing is trained or changed. On several processes each image is counted once, and every process gets the report.
+
+    Args:
+        module: a :class:`~lightning_biaskd.DistillationModule`, of any method and strategy.
+        datamodule: the data that it would be trained on.
+        trainer: gives the device, the precision and the number of passes (its ``max_epochs``); it should neither log
+            nor save. ``None`` for one pass on what there is.
+
+    Returns:
+        The report; ``print(report)``, ``report.save("folder")``.
+
+    Raises:
+        UserError: the module has no teacher; it is not finite or has other classes than the data; labels out of range.
+
+    Example:
+        >>> from lightning_biaskd.data import DigitsDataModule
+        >>> from lightning_biaskd.models import resnet8
+        >>> teacher = resnet8(num_classes=10, in_channels=1)
+        >>> module = DistillationModule(resnet8(10, 1), teacher, teacher_weights="builtin:digits_resnet8")
+        >>> quiet = Trainer(accelerator="cpu", devices=1, max_epochs=1, enable_progress_bar=False, **QUIET)
+        >>> report = audit(module, DigitsDataModule(), quiet)
+        >>> report.views, f"{report.wrong_rate:.0%}"
+        (1131, '6%')
+    """
+    if not isinstance(module, DistillationModule):
+        raise UserError(f"audit looks at a teacher, and {type(module).__name__} has none: name a DistillationModule")
+    trainer = trainer or Trainer(max_epochs=1, devices=1, **QUIET)
+    given = InputSpec.of_data(datamodule)
+    if given is not None and module.data_input is None:
+        module.connect_inputs(given)
+    auditor = _Auditor(module, getattr(datamodule, "num_classes", None))
+    trainer.fit(auditor, datamodule=datamodule)
+    if not auditor.values:
+        raise UserError("audit gets nothing back from processes that Lightning spawns: use the ddp strategy")
+    return _report(module, auditor, getattr(datamodule, "class_names", None), trainer.fit_loop.max_epochs or 1)
+
+
+class _Confidence(Metric):
+    """How the teacher's confidence is spread, on right and on wrong views, and what it thinks of the label on these."""
+
+    full_state_update = False
+    histogram: Tensor
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("histogram", torch.zeros(2, BINS, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(4), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        p = at_least_float32(logits).softmax(1)
+        wrong, confidence, label = ~partition(logits, target), p.amax(1), p.gather(1, target.unsqueeze(1)).squeeze(1)
+        place = wrong.long() * BINS + (confidence * BINS).long().clamp_max(BINS - 1)
+        self.histogram.view(-1).index_add_(0, place, torch.ones_like(place))
+        second = wrong & ((p > label.unsqueeze(1)).sum(1) == 1)
+        parts = ((confidence, ~wrong), (confidence, wrong), (label, wrong), (torch.ones_like(label), second))
+        self.sums += torch.stack([(values * mask).sum() for values, mask in parts]).float()
+
+    def compute(self) -> tuple[Tensor, list[float]]:
+        n_right, n_wrong = self.histogram.sum(1)
+        return self.histogram, (self.sums / torch.stack([n_right, n_wrong, n_wrong, n_wrong])).tolist()
+
+
+class _Moved(Metric):
+    """Total variation distance that a rectification moves the teacher's distribution, mean over all views."""
+
+    full_state_update = False
+    moved: Tensor
+    seen: Tensor
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.add_state("moved", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, rectified: Tensor) -> None:
+        before, after = ((at_least_float32(z) / self.temperature).softmax(1) for z in (logits, rectified))
+        self.moved += (after - before).abs().sum().float() / 2
+        self.seen += len(logits)
+
+    def compute(self) -> Tensor:
+        return self.moved / self.seen
+
+
+class _Auditor(LightningModule):
+    """Is fitted as a student would be, so that data are augmented and spread over processes, and learns nothing."""
+
+    def __init__(self, module: DistillationModule, num_classes: int | None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.teacher = module.teacher
+        self.num_classes = num_classes
+        self.space = module.bias.space if module.bias is not None else "probs"
+        self.temperatures = sorted(
+            {float(term.temperature) for term, _ in module.distiller.terms() if term.rectifiable}
+        )
+        self.meters: dict[Any, Metric] = {}
+        self.anchor = nn.Parameter(torch.zeros(1))  # DDP refuses a module without parameters
+        self.values: dict[Any, Any] = {}
+        self._seen = 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.anchor], lr=0.0)  # never stepped; without one Lightning would warn
+
+    def on_train_epoch_start(self) -> None:
+        self._seen = 0
+
+    @torch.no_grad()
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        image, target = batch[:2]
+        logits = self.teacher(image).logits
+        self._check(logits, target)
+        own = self._own(len(target)).to(target.device)
+        logits, target = logits[own], target[own]
+        self._meter("bias", lambda: BiasRate(logits.shape[1])).update(logits, target)
+        self._meter("confidence", _Confidence).update(logits, target)
+        self._meter("calibration", lambda: CalibrationError(logits.shape[1])).update(logits, target)
+        for mode, tau in product(MODES, self.temperatures):
+            rectified = rectify_logits(logits, target, mode, tau, self.space)
+            self._meter(("not on top", mode, tau), NotOnTop).update(logits, rectified, target)
+            self._meter(("moved", mode, tau), partial(_Moved, tau)).update(logits, rectified)
+
+    def validation_step(self, *_: Any) -> None:
+        """Without one, Lightning would warn."""
+
+    def _meter(self, name: Any, build: Callable[[], Metric]) -> Any:
+        if name not in self.meters:
+            self.meters[name] = build().to(self.device)
+        return self.meters[name]
+
+    def _own(self, rows: int) -> Tensor:
+        """Which rows count here: all but those that a DistributedSampler adds so that all processes have as many."""
+        loader = self.trainer.train_dataloader
+        sampler = getattr(loader, "sampler", None)
+        if not isinstance(loader, DataLoader) or not isinstance(sampler, DistributedSampler) or not loader.batch_size:
+            return torch.ones(rows, dtype=torch.bool)
+        images = min(loader.batch_size, sampler.num_samples - self._seen)  # of each, a batch may hold several views
+        without = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+        own = torch.arange(rows) % images < without - self._seen
+        self._seen += images
+        return own
+
+    def _check(self, logits: Tensor, target: Tensor) -> None:
+        classes = self.num_classes or logits.shape[1]
+        if logits.shape[1] != classes:
+            raise UserError(f"the teacher gives {logits.shape[1]} classes and the data have {classes}")
+        if int(target.min()) < 0 or int(target.max()) >= classes:
+            raise UserError(f"labels lie outside [0, {classes - 1}]: number the classes from 0")
+        if not bool(logits.isfinite().all()):
+            raise UserError("the teacher's logits hold NaN or infinity: check its weights and its input")
+
+    def on_train_end(self) -> None:
+        self.values = {name: meter.compute() for name, meter in self.meters.items()}
+
+
+def _report(
+    module: DistillationModule, auditor: _Auditor, class_names: Sequence[str] | None, passes: int
+) -> AuditReport:
+    values, bias = auditor.values, module.bias
+    confusion, per_class = values["bias"]["confusion"].cpu(), values["bias"]["per_class"].tolist()
+    names = [str(name) for name in class_names or range(len(confusion))]
+    views, right = int(confusion.sum()), int(confusion.diagonal().sum())
+    histogram, (sure_right, sure_wrong, label, second) = values["confidence"]
+    corrections = [
+        Correction(mode, tau, *(float(values[what, mode, tau]) for what in ("not on top", "moved")))
+        for tau, mode in product(auditor.temperatures, MODES)
+    ]
+    return AuditReport(
+        teacher=module.teacher.extra_repr(),
+        method=" ".join(repr(module.distiller).split()),
+        strategy=repr(bias) if bias is not None else None,
+        mode=bias.mode if bias is not None else None,
+        normalize=bias.normalize if bias is not None else None,
+        balance=bias.balance if bias is not None else None,
+        passes=passes,
+        views=views,
+        wrong=views - right,
+        confidence_right=sure_right,
+        confidence_wrong=sure_wrong,
+        label_when_wrong=label,
+        label_second=second,
+        calibration_error=float(values["calibration"]),
+        histogram_right=histogram[0].tolist(),
+        histogram_wrong=histogram[1].tolist(),
+        classes=[
+            ClassBias(name, int(row.sum()), rate) for name, row, rate in zip(names, confusion, per_class, strict=True)
+        ],
+        mistakes=[
+            Mistake(names[pair.label], names[pair.answer], pair.samples, pair.share)
+            for pair in confused_pairs(confusion, len(confusion) ** 2)
+        ],
+        corrections=corrections,
+    )

@@ -1,0 +1,93 @@
+"""Correlation congruence."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_biaskd.distillers.connectors import Connector, learned, module_list
+from lightning_biaskd.distillers.features import FeatureDistiller, embeddings
+from lightning_biaskd.outputs import Outputs, at_least_float32
+
+
+def cc_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Tensor:
+    """The correlation loss, shared out to the samples; see :class:`CC`.
+
+    Args:
+        student: (B, D).
+        teacher: (B, D).
+        keep: (B,) bool, the samples that the batch consists of, ``None`` for all. Others get loss 0.
+
+    Returns:
+        (B,), whose sum over the kept samples is their number times the published loss on them alone.
+
+    Example:
+        Differences 1, 2 and 3, so products 2 and 6; without the second sample, 3:
+
+        >>> s, t = torch.tensor([[1.0], [2.0], [3.0]]), torch.zeros(3, 1)
+        >>> cc_loss(s, t)
+        tensor([1.5000, 6.0000, 4.5000])
+        >>> cc_loss(s, t, keep=torch.tensor([True, False, True]))
+        tensor([3., 0., 3.])
+    """
+    gap = (at_least_float32(student) - at_least_float32(teacher)).abs()
+    kept = torch.ones_like(gap[:, 0], dtype=torch.bool) if keep is None else keep
+    order = kept.logical_not().to(torch.uint8).argsort(stable=True)  # the kept ones first, in their order
+    gap, count = gap[order], kept.sum()
+    both = torch.arange(1, len(gap), device=gap.device) < count
+    products = torch.where(both, (gap[:-1] * gap[1:]).sum(1), 0)
+    losses = (F.pad(products, (0, 1)) + F.pad(products, (1, 0))) / 2
+    return losses[order.argsort()] * count / (count - 1).clamp_min(1)
+
+
+class CC(FeatureDistiller):
+    r"""Peng et al., *Correlation Congruence for Knowledge Distillation*, ICCV 2019, arXiv 1904.01802.
+
+    Two learned linear maps bring the embeddings of student and teacher to equal size, :math:`e^S_i` and
+    :math:`e^T_i`. With :math:`\delta_i = |e^S_i - e^T_i|`,
+
+    .. math:: L = \frac{1}{B - 1} \sum_{i=1}^{B-1} \delta_i^\top \delta_{i+1}
+
+    That is the loss of RepDistiller, whose author had the authors' code, and by which the field measures this method;
+    it relates each sample to the next of the batch. The paper, and torchdistill, compare kernels of all pairs instead.
+
+    Each pair's term goes half to either member, so that the mean of the losses is L. With ``keep`` the batch is the
+    kept samples, in their order, so that a sample's neighbour is the next kept one. Under DDP it is the global batch,
+    rank after rank.
+
+    Size and the loss's weight of 0.02 beside cross-entropy at 1 are RepDistiller's, which trains both maps, the
+    teacher's too.
+
+    Args:
+        dim: size of the embeddings that are compared.
+
+    Raises:
+        ValueError: it is not positive.
+        UserError: in use, before ``build``.
+    """
+
+    embedding = True
+    pairwise = True
+
+    def __init__(self, dim: int = 128) -> None:
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        super().__init__()
+        self.dim = dim
+        self.connectors = nn.ModuleList()
+
+    def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
+        """See :class:`Distiller`; makes the linear maps, the student's and the teacher's."""
+        pair = embeddings(student, teacher)
+        self.connectors = module_list([Connector(nn.Linear(x.shape[1], self.dim)) for x in pair], pair[0])
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See :class:`Distiller`."""
+        s, t = (
+            connector(x) for connector, x in zip(learned(self.connectors), embeddings(student, teacher), strict=True)
+        )
+        return cc_loss(s, t, keep)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"

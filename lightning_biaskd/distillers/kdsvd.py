@@ -1,0 +1,168 @@
+"""Distillation of singular vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_biaskd.distillers.features import FeatureDistiller, Layer, product, same_size, unit
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.outputs import Outputs, at_least_float32
+
+Vectors = Literal["columns", "channels"]
+
+_MORE = 3
+"""How many more singular vectors of the student than of the teacher are tried for the best match."""
+
+
+def _matrix(feature: Tensor, vectors: Vectors) -> Tensor:
+    """A map (B, D, H, W) as matrices (B, DH, W) or (B, HW, D)."""
+    return feature.flatten(1, 2) if vectors == "columns" else feature.flatten(2).mT
+
+
+def _spectrum(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (B, N), the largest first, and eigenvectors in the columns of (B, N, N); without gradient."""
+    with torch.no_grad():
+        values, vectors = torch.linalg.eigh(gram)
+    return values.flip(-1), vectors.flip(-1)
+
+
+def _teacher_vectors(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Right singular vectors (B, N, K) whose entries add up to more than 0, and singular values (B, 1, K)."""
+    values, vectors = _spectrum(product(x.mT, x))
+    vectors = vectors[..., :k]
+    sign = torch.where(vectors.sum(1, keepdim=True) < 0, -1, 1)
+    return vectors * sign, unit(values[:, None, :k].clamp_min(0).sqrt(), dim=2)
+
+
+def _student_vectors(x: Tensor, teacher: Tensor, k: int) -> Tensor:
+    """The right singular vectors that are nearest to the teacher's (B, N, K), each turned to its side.
+
+    Their gradient is that of perturbation theory, without the terms of singular values that can't be told apart.
+    """
+    gram = product(x.mT, x)
+    values, vectors = _spectrum(gram)
+    cosine = product(vectors[..., : k + _MORE].mT, teacher)
+    best = cosine.abs().argmax(1, keepdim=True)
+    chosen = vectors.gather(2, best.expand(-1, vectors.shape[1], -1))
+    gaps = values.gather(1, best.squeeze(1)).unsqueeze(1) - values.unsqueeze(2)
+    apart = gaps.abs() > torch.finfo(x.dtype).eps * x.shape[2] * values[:, None, :1]
+    change = product(vectors.mT, product(gram - gram.detach(), chosen)) / gaps.where(apart, torch.inf)
+    return (chosen + product(vectors, change)) * cosine.gather(1, best).sign()
+
+
+def _relation(vectors: Tensor, before: Tensor) -> Tensor:
+    return (-(vectors.unsqueeze(2) - before.unsqueeze(1)).square() / 8).exp()
+
+
+def kdsvd_loss(
+    students: Sequence[Tensor], teachers: Sequence[Tensor], k: int = 1, vectors: Vectors = "columns"
+) -> Tensor:
+    """The loss of each sample over several layers; see :class:`KDSVD`.
+
+    Args:
+        students: (B, D, H, W) each, or tokens (B, N, D), at least two.
+        teachers: likewise, as many.
+        k: how many singular vectors of the teacher's.
+        vectors: what they run over.
+
+    Returns:
+        (B,)
+
+    Raises:
+        UserError: different channels, and vectors over these.
+
+    Example:
+        To the teacher both columns are alike in both layers, to the student in the first alone:
+
+        >>> student = [torch.tensor([[[[1.0, 1.0]]]]), torch.tensor([[[[8.0, 1.0]]]])]
+        >>> teacher = [torch.tensor([[[[1.0, 1.0]]]]), torch.tensor([[[[1.0, 1.0]]]])]
+        >>> kdsvd_loss(student, teacher)
+        tensor([0.0037])
+    """
+    losses: list[Tensor] = []
+    before: tuple[Tensor, Tensor] | None = None
+    for student, teacher in zip(students, teachers, strict=True):
+        s, t = same_size(at_least_float32(student), at_least_float32(teacher))
+        if vectors == "channels" and s.shape[1] != t.shape[1]:
+            raise UserError(
+                f"KDSVD compares vectors over channels, and the student has {s.shape[1]}, the teacher {t.shape[1]}: "
+                "set vectors to 'columns', or name layers of equal width"
+            )
+        right_t, scale = _teacher_vectors(_matrix(t, vectors), k)
+        right_s = _student_vectors(_matrix(s, vectors), right_t, k)
+        now = right_s * scale, right_t * scale
+        if before is not None:
+            gap = _relation(now[0], before[0]) - _relation(now[1], before[1])
+            losses.append(gap.square().sum((1, 2, 3)))
+        before = now
+    return torch.stack(losses).sum(0)
+
+
+class KDSVD(FeatureDistiller):
+    r"""Lee, Kim, Song, *Self-supervised Knowledge Distillation Using Singular Value Decomposition*, ECCV 2018.
+
+    arXiv 1807.06819. A map is unrolled to a matrix, and its first right singular vectors :math:`v_{ilk}` stand for it,
+    times the teacher's singular values, which are scaled to length 1. How they change from layer to layer is compared:
+
+    .. math::
+        \ell_i = \sum_{l > 1} \sum_{k, a, b} \big(r^S_{ilkab} - r^T_{ilkab}\big)^2, \qquad
+        r_{ilkab} = \exp\big(-(v_{ilka} - v_{i,l-1,kb})^2 / 8\big)
+
+    For each vector of the teacher the student's is taken, out of its first K + 3, whose direction is nearest, and
+    turned to the same side. The larger of two maps is averaged to the size of the smaller.
+
+    Singular vectors are known but for their sign, and the relation of two layers depends on it. The published codes
+    leave it to the library, which may turn the vectors of one layer to one side and those of the next to the other.
+    Here the entries of each of the teacher's vectors add up to more than zero: for the first vector of a map after
+    ReLU, whose entries are all of one sign, that is the published loss wherever the library turns all layers alike.
+
+    The vectors are the eigenvectors of a small Gram matrix, with the gradient of perturbation theory; where two
+    singular values coincide, so that a vector has no derivative, it is zero. On CUDA, PyTorch's ``eigh`` waits for the
+    device.
+
+    Unrolled by ``"columns"``, vectors run over the columns of a map, as in mdistiller's code: networks of any widths
+    can be compared. By ``"channels"``, as in the authors' code and in RepDistiller's, they run over its channels, of
+    which student and teacher then need equally many, and there is one such matrix for each sample that is as large as
+    their number squared.
+
+    K and the loss's weight of 1 beside cross-entropy at 1 are mdistiller's, layers (the three stages) those of both.
+
+    Args:
+        layers: of the student, by name or by stage, two at least.
+        teacher_layers: of the teacher, in the same order; ``None`` for the same.
+        k: K, how many singular vectors.
+        vectors: what they run over, ``"columns"`` or ``"channels"``.
+
+    Raises:
+        ValueError: fewer than two layers, no vector, or another word.
+        UserError: in use, features that are no maps, or vectors over channels that differ in number.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer] = (-3, -2, -1),
+        teacher_layers: Sequence[Layer] | None = None,
+        k: int = 1,
+        vectors: Vectors = "columns",
+    ) -> None:
+        super().__init__(layers, teacher_layers)
+        if len(self.layers) < 2:
+            raise ValueError(f"KDSVD compares layers with each other: name two at least, not {self.layers}")
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        if vectors not in get_args(Vectors):
+            raise ValueError(f"unknown vectors {vectors!r}: choose {', '.join(get_args(Vectors))}")
+        self.k = k
+        self.vectors: Vectors = vectors
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See :class:`Distiller`."""
+        students, teachers = zip(*self.pairs(student, teacher), strict=True)
+        return kdsvd_loss(students, teachers, self.k, self.vectors)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, k={self.k}, vectors={self.vectors!r}"

@@ -1,0 +1,93 @@
+"""Relational knowledge distillation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_biaskd.distillers.features import FeatureDistiller, embeddings, pairs_kept, product, unit
+from lightning_biaskd.outputs import Outputs, at_least_float32
+
+
+def _relations(x: Tensor, pairs: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances (B, B) over their mean, and cosines (B, B, B) of the angles at the first of three; 0 where not kept."""
+    gaps = torch.where(pairs.unsqueeze(2), x.unsqueeze(0) - x.unsqueeze(1), 0)
+    distances, directions = gaps.norm(dim=2), unit(gaps, dim=2)
+    mean = distances.sum() / (count * (count - 1)).clamp_min(1)
+    return distances / mean.where(mean > 0, torch.inf), product(directions, directions.mT)
+
+
+def rkd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    distance_weight: float = 25.0,
+    angle_weight: float = 50.0,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """The relational loss, shared out to the samples; see :class:`RKD`.
+
+    Args:
+        student: (B, D).
+        teacher: (B, D), of any other D.
+        distance_weight: of the distances.
+        angle_weight: of the angles.
+        keep: (B,) bool, the samples that the batch consists of, ``None`` for all. Others get loss 0.
+
+    Returns:
+        (B,), whose sum over the kept samples is their number times the published loss on them alone.
+
+    Example:
+        The student's three samples are at equal distances; the teacher's stand in a line. Of two, none is nearer than
+        the other:
+
+        >>> s, t = torch.eye(3), torch.tensor([[0.0], [1.0], [2.0]])
+        >>> rkd_loss(s, t, angle_weight=0.0)
+        tensor([0.7813, 0.5208, 0.7813])
+        >>> rkd_loss(s, t, keep=torch.tensor([True, True, False]))
+        tensor([0., 0., 0.])
+    """
+    pairs, count = pairs_kept(student, keep)
+    distance_s, angle_s = _relations(at_least_float32(student), pairs, count)
+    distance_t, angle_t = _relations(at_least_float32(teacher), pairs, count)
+    distance = F.smooth_l1_loss(distance_s, distance_t, reduction="none").sum(1)
+    angles = F.smooth_l1_loss(angle_s, angle_t, reduction="none")
+    angle = (angles.sum((1, 2)) + 2 * angles.sum((0, 2))) / 3  # either end alike
+    size = count.clamp_min(1)
+    return distance_weight * distance / size + angle_weight * angle / size**2
+
+
+class RKD(FeatureDistiller):
+    r"""Park, Kim, Lu, Cho, *Relational Knowledge Distillation*, CVPR 2019, arXiv 1904.05068.
+
+    With :math:`d_{ij}` the distance of two embeddings over the mean distance of the batch, :math:`c_{ijk}` the cosine
+    of the angle at i between the directions to j and k, and :math:`h` the Huber loss with threshold 1,
+
+    .. math::
+        L = \frac{w_d}{B^2} \sum_{ij} h(d^S_{ij} - d^T_{ij}) + \frac{w_a}{B^3} \sum_{ijk} h(c^S_{ijk} - c^T_{ijk})
+
+    A pair's term goes half to either member, that of three samples a third to each, so that the mean of the losses is
+    L. With ``keep`` the batch is the kept samples, in all sums and means: three samples count only if the teacher was
+    right on all of them. Under DDP it is the global batch of N, so memory is N³ + N²D.
+
+    The weights are those of RepDistiller and mdistiller, where the loss has weight 1 beside cross-entropy at 1.
+
+    Args:
+        distance_weight: :math:`w_d`.
+        angle_weight: :math:`w_a`.
+    """
+
+    embedding = True
+    pairwise = True
+
+    def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
+        super().__init__()
+        self.distance_weight = distance_weight
+        self.angle_weight = angle_weight
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See :class:`Distiller`."""
+        return rkd_loss(*embeddings(student, teacher), self.distance_weight, self.angle_weight, keep)
+
+    def extra_repr(self) -> str:
+        return f"distance_weight={self.distance_weight}, angle_weight={self.angle_weight}"

@@ -1,0 +1,73 @@
+"""Similarity-preserving distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_biaskd.distillers.features import FeatureDistiller, Layer, pairs_kept, product, unit
+from lightning_biaskd.outputs import Outputs, at_least_float32
+
+
+def sp_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Tensor:
+    """The similarity loss of one layer, shared out to the samples; see :class:`SP`.
+
+    Args:
+        student: (B, …).
+        teacher: (B, …).
+        keep: (B,) bool, the samples that the batch consists of, ``None`` for all. Others get loss 0.
+
+    Returns:
+        (B,), whose sum over the kept samples is their number times the published loss on them alone.
+
+    Example:
+        To the student the two samples are alike, to the teacher they have nothing in common:
+
+        >>> s, t = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> sp_loss(s, t)
+        tensor([0.2929, 0.2929])
+        >>> sp_loss(s, t, keep=torch.tensor([True, False]))
+        tensor([0., 0.])
+    """
+    pairs, count = pairs_kept(student, keep)
+
+    def similarity(x: Tensor) -> Tensor:
+        rows = at_least_float32(x).flatten(1)
+        return unit(torch.where(pairs, product(rows, rows.T), 0))
+
+    gaps = (similarity(teacher) - similarity(student)).square()
+    return (gaps.sum(0) + gaps.sum(1)) / (2 * count.clamp_min(1))
+
+
+class SP(FeatureDistiller):
+    r"""Tung, Mori, *Similarity-Preserving Knowledge Distillation*, ICCV 2019, arXiv 1907.09682.
+
+    With :math:`G = F F^\top` (B, B) for the features (B, D) of a layer, and :math:`\tilde G` that with each row scaled
+    to length 1,
+
+    .. math:: L = \sum_l \frac{1}{B^2} \big\|\tilde G^T_l - \tilde G^S_l\big\|_F^2
+
+    Each pair's two terms go half to either member, so that the mean of the losses is L. With ``keep`` the batch is the
+    kept samples: rows are scaled over these, and the mean over them is L of them alone. Under DDP it is the global
+    batch.
+
+    Layer (the last map, flattened) and the loss's weight of 3000 beside cross-entropy at 1 are those of RepDistiller,
+    which the authors verified, and mdistiller. (torchdistill scales each row to a sum of 1 instead.)
+
+    Args:
+        layers: of the student, by name or by stage.
+        teacher_layers: of the teacher, in the same order; ``None`` for the same.
+    """
+
+    pairwise = True
+
+    def __init__(
+        self, layers: Layer | Sequence[Layer] = (-1,), teacher_layers: Layer | Sequence[Layer] | None = None
+    ) -> None:
+        super().__init__(layers, teacher_layers)
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See :class:`Distiller`."""
+        return torch.stack([sp_loss(s, t, keep) for s, t in self.pairs(student, teacher)]).sum(0)

@@ -1,0 +1,109 @@
+"""Variational information distillation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_biaskd.distillers.connectors import Connector, learned, module_list
+from lightning_biaskd.distillers.features import FeatureDistiller, Layer, as_map, same_size
+from lightning_biaskd.outputs import Outputs, at_least_float32
+
+_EPS = 1e-5
+
+
+def vid_loss(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
+    """How unlikely each sample's feature of the teacher is, less a constant; see :class:`VID`.
+
+    Args:
+        mean: (B, D, H, W), what is expected.
+        variance: (D,), positive.
+        teacher: (B, D, H, W).
+
+    Returns:
+        (B,)
+
+    Example:
+        >>> mean, teacher = torch.zeros(2, 1, 1, 1), torch.tensor([0.0, 2.0]).view(2, 1, 1, 1)
+        >>> vid_loss(mean, torch.ones(1), teacher)
+        tensor([0., 2.])
+    """
+    variance = variance.view(-1, 1, 1)
+    mean, teacher = at_least_float32(mean), at_least_float32(teacher)
+    return ((mean - teacher).square() / variance + variance.log()).flatten(1).mean(1) / 2
+
+
+class _Gaussian(nn.Module):
+    """The teacher's map as it is expected of the student's, and how far it varies, channel by channel."""
+
+    def __init__(self, student: int, teacher: int, variance: float) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.full((teacher,), math.log(math.expm1(variance - _EPS))))
+        layers: list[nn.Module] = []
+        for width in (student, teacher, teacher):
+            layers += [nn.Conv2d(width, teacher, 1, bias=False), nn.ReLU()]
+        self.mean = Connector(*layers[:-1])
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        student, teacher = same_size(student, teacher)
+        variance = F.softplus(self.log_scale.to(teacher.dtype)) + _EPS
+        return vid_loss(self.mean(student), variance, teacher)
+
+
+class VID(FeatureDistiller):
+    r"""Ahn et al., *Variational Information Distillation for Knowledge Transfer*, CVPR 2019, arXiv 1904.05835.
+
+    A lower bound of the information that the student's feature has of the teacher's is maximised: the likelihood of
+    the teacher's under a Gaussian that is learned. With :math:`\mu_l`, three 1x1 convolutions with ReLU between
+    them, and a variance :math:`\sigma^2_{lc}` for each channel,
+
+    .. math::
+        \ell_i = \sum_l \operatorname*{mean}_{c, h, w} \frac12 \Big(
+            \frac{(F^T_{ilchw} - \mu_l(F^S_{il})_{chw})^2}{\sigma^2_{lc}} + \log \sigma^2_{lc} \Big)
+
+    The larger of two maps is averaged to the size of the smaller. Losses may be negative.
+
+    Layers (the three stages), the Gaussian, its first variance and the loss's weight of 1 beside cross-entropy at 1
+    are those of RepDistiller; mdistiller has the same and leaves the variances untrained.
+
+    Args:
+        layers: of the student, by name or by stage.
+        teacher_layers: of the teacher, in the same order; ``None`` for the same.
+        variance: σ² at first.
+
+    Raises:
+        ValueError: a variance that is not above 1e-5.
+        UserError: in use, before ``build``, or on features that are no maps.
+    """
+
+    def __init__(
+        self,
+        layers: Layer | Sequence[Layer] = (-3, -2, -1),
+        teacher_layers: Layer | Sequence[Layer] | None = None,
+        variance: float = 5.0,
+    ) -> None:
+        if variance <= _EPS:
+            raise ValueError(f"variance must be above {_EPS}, got {variance}")
+        super().__init__(layers, teacher_layers)
+        self.variance = variance
+        self.connectors = nn.ModuleList()
+
+    def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
+        """See :class:`Distiller`; makes the Gaussians."""
+        pairs = [(as_map(s), as_map(t)) for s, t in self.pairs(student, teacher)]
+        self.connectors = module_list([_Gaussian(s.shape[1], t.shape[1], self.variance) for s, t in pairs], pairs[0][0])
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See :class:`Distiller`."""
+        losses = [
+            gaussian(s, t)
+            for gaussian, (s, t) in zip(learned(self.connectors), self.pairs(student, teacher), strict=True)
+        ]
+        return torch.stack(losses).sum(0)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, variance={self.variance}"
