@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from lightning_biaskd.distributed import rows_of_its_own
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.metrics import Means, topk_accuracies
@@ -149,8 +150,15 @@ class ClassificationModule(LightningModule):
         image, target = batch[:2]
         logits = self(image)
         self.check_batch(batch_idx, target, logits)
-        self.count_accuracy(f"{stage}/", logits, target)
+        rows = self.own_rows(stage, batch, batch_idx)
+        if rows:
+            self.count_accuracy(f"{stage}/", logits[:rows], target[:rows])
         return None
+
+    def own_rows(self, stage: str, batch: Sequence[Any], batch_idx: int) -> int:
+        """How many rows of an evaluation's batch count; under DDP the last batch may end with images of other ranks."""
+        loader: Any = getattr(self.trainer, f"{stage}_dataloaders")
+        return rows_of_its_own(loader, batch_idx, len(batch[1]))
 
     def check_batch(self, batch_idx: int, target: Tensor, logits: Tensor) -> None:
         """Refuses a batch whose labels and logits can't belong together.

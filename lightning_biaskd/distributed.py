@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from lightning_biaskd.distillers.base import Distiller
 from lightning_biaskd.outputs import Outputs
@@ -20,6 +21,21 @@ def world_size() -> int:
 def rank() -> int:
     """Which of them this is; 0 where none were launched."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def rows_of_its_own(loader: Any, batch_idx: int, rows: int) -> int:
+    """How many rows of a batch, from its first, aren't those that a DistributedSampler adds to give all ranks as many.
+
+    Args:
+        loader: not shuffled, or not of this kind; then all rows are.
+        batch_idx: number of the batch.
+        rows: of the batch.
+    """
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or not loader.batch_size:
+        return rows
+    own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+    return min(max(own - batch_idx * int(loader.batch_size), 0), rows)
 
 
 class _Gather(torch.autograd.Function):

@@ -161,7 +161,7 @@ class DistillationModule(ClassificationModule):
             "train/loss_kd": kd,
             "train/acc1": accuracy(student.logits, target),
             **parts,
-            **self.answers(student, teacher),
+            **self.answers(student, teacher, target),
         }
 
     def ask_teacher(self, batch: Sequence[Any]) -> Outputs:
@@ -200,21 +200,24 @@ class DistillationModule(ClassificationModule):
             )
         return batch[2]
 
-    def answers(self, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
-        """What callbacks get to see of a step, as ``outputs["student_logits"]`` and so on: (B, C), without gradient."""
-        return {"student_logits": student.logits.detach(), "teacher_logits": teacher.logits}
+    def answers(self, student: Outputs, teacher: Outputs, target: Tensor) -> dict[str, Tensor]:
+        """What callbacks see of a step in its ``outputs``: (B, C) logits without gradient, and (B,) labels."""
+        return {"student_logits": student.logits.detach(), "teacher_logits": teacher.logits, "target": target}
 
     def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
         """See :class:`ClassificationModule`; the teacher is counted too."""
-        image, target = batch[:2]
-        teacher, student = self.ask_teacher(batch), self.answer(image)
-        self.check_batch(batch_idx, target, student.logits)
+        teacher, student = self.ask_teacher(batch), self.answer(batch[0])
+        self.check_batch(batch_idx, batch[1], student.logits)
         self.check_teacher(batch_idx, student, teacher)
-        self.count_accuracy(f"{stage}/", student.logits, target)
-        self.count_accuracy(f"{stage}/teacher_", teacher.logits, target)
-        beyond = self.meter(f"{stage}/beyond", lambda: MetricCollection([BeyondTeacher()], prefix=f"{stage}/"))
-        beyond.update(student.logits, teacher.logits, target)
-        return self.answers(student, teacher)
+        rows = self.own_rows(stage, batch, batch_idx)
+        answers = {name: values[:rows] for name, values in self.answers(student, teacher, batch[1]).items()}
+        if rows:
+            student_logits, teacher_logits, target = answers.values()
+            self.count_accuracy(f"{stage}/", student_logits, target)
+            self.count_accuracy(f"{stage}/teacher_", teacher_logits, target)
+            beyond = self.meter(f"{stage}/beyond", lambda: MetricCollection([BeyondTeacher()], prefix=f"{stage}/"))
+            beyond.update(student_logits, teacher_logits, target)
+        return answers
 
     def check_teacher(self, batch_idx: int, student: Outputs, teacher: Outputs) -> None:
         """Refuses a teacher that doesn't fit the student or is not finite; values are read as in :meth:`check_batch`.

@@ -82,7 +82,7 @@ class BiasMonitor(EpochPicture):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if _has_answers(outputs):
-            student, teacher, target = outputs["student_logits"], outputs["teacher_logits"], batch[1]
+            student, teacher, target = outputs["student_logits"], outputs["teacher_logits"], outputs["target"]
             self._count("train", pl_module, student, teacher, target)
             self._meter("train/bias", pl_module, lambda: BiasRate(teacher.shape[1])).update(teacher, target)
             self._count_rectified(cast("DistillationModule", pl_module), teacher, target)
@@ -96,9 +96,9 @@ class BiasMonitor(EpochPicture):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.sanity_checking or not _has_answers(outputs):
+        if trainer.sanity_checking or not _has_answers(outputs) or not len(outputs["target"]):
             return
-        student, teacher, target = outputs["student_logits"], outputs["teacher_logits"], batch[1]
+        student, teacher, target = outputs["student_logits"], outputs["teacher_logits"], outputs["target"]
         self._count("val", pl_module, student, teacher, target)
         self._meter("val/gap", pl_module, DistributionGap).update(student, teacher)
         for key, logits in (("val/calibration_error", student), ("val/teacher_calibration_error", teacher)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_biaskd.data.augment import random_bits
 from lightning_biaskd.data.batch import Batch, TensorImages, collate
+from lightning_biaskd.data.loader import EpochSampler, ResumableLoader
 from lightning_biaskd.errors import UserError
 
 
@@ -30,7 +32,7 @@ class ImageDataModule(LightningDataModule):
         root: folder that holds the data.
         batch_size: per process.
         val_split: part of the training set held out for validation: a share below 1, or a number of images; 0 for none.
-        seed: of the validation split and of the augmentation.
+        seed: of the validation split and, together with that of ``seed_everything``, of order and augmentation.
         augment: whether training images are augmented, on the device; ``"torchvision"`` augments those in memory one
             by one through Pillow instead, the usual way, from the random state of the process.
         num_workers: processes that load data; 0 loads in the training process.
@@ -116,7 +118,7 @@ class ImageDataModule(LightningDataModule):
             return batch
         trainer = self.trainer
         if trainer is not None and trainer.training:
-            batch = self.training_views(batch, random_bits(self.seed, trainer.current_epoch, batch.sample))
+            batch = self.training_views(batch, random_bits(self.drawing_seed, trainer.current_epoch, batch.sample))
         elif trainer is not None and trainer.validating and self.view_count is not None:
             batch = batch._replace(view=torch.full_like(batch.sample, self.view_count))  # the image as it is
         batch = batch._replace(image=self.normalized(batch.image))
@@ -136,7 +138,7 @@ class ImageDataModule(LightningDataModule):
     def mixed(self, batch: Batch, trainer: Trainer, mix: nn.Module) -> Batch:
         """What ``mix`` makes of a training batch; its labels become shares (B, C)."""
         number = (trainer.fit_loop.batch_idx + 1) * trainer.world_size + trainer.global_rank
-        seed = random_bits(self.seed, trainer.current_epoch, torch.tensor([number]))
+        seed = random_bits(self.drawing_seed, trainer.current_epoch, torch.tensor([number]))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(seed))
             try:
@@ -156,7 +158,10 @@ class ImageDataModule(LightningDataModule):
         return torch.addcmul(shift, image.float(), scale)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self.loader(self.train_set, shuffle=True)
+        ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        dataset = cast("Dataset[Any]", self.train_set)
+        sampler = EpochSampler(dataset, ranks, rank, shuffle=True, seed=self.drawing_seed)
+        return self.loader(dataset, ResumableLoader, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         return [] if self.val_set is None else self.loader(self.val_set)
@@ -167,17 +172,24 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.test_dataloader()
 
-    def loader(self, dataset: Dataset[Any] | None, shuffle: bool = False) -> DataLoader[Any]:
-        """A loader of :class:`Batch`."""
+    @property
+    def drawing_seed(self) -> int:
+        """What order and augmentation are drawn from: ``seed``, and the run's where ``seed_everything`` set one."""
+        return (self.seed << 40) + (int(os.environ.get("PL_GLOBAL_SEED", 0)) << 16)  # epochs are added to it
+
+    def loader(
+        self, dataset: Dataset[Any] | None, kind: type[DataLoader[Any]] = DataLoader, **kwargs: Any
+    ) -> DataLoader[Any]:
+        """A loader of :class:`Batch`; ``kwargs`` are those of torch's DataLoader."""
         resident = isinstance(dataset, TensorImages) and self._move(dataset)
-        return DataLoader(
+        return kind(
             cast("Dataset[Any]", dataset),
             batch_size=self.batch_size,
-            shuffle=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available() and not resident,
             collate_fn=collate,
+            **kwargs,
         )
 
     def _move(self, dataset: TensorImages) -> bool:

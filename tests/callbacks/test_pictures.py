@@ -95,8 +95,11 @@ def test_classes_are_named_where_the_data_name_them(trainer):
 
 def test_a_teacher_that_is_never_wrong_is_drawn_too(trainer, tmp_path):
     class Right(DistillationModule):
-        def answers(self, student, teacher):
-            return {**super().answers(student, teacher), "teacher_logits": 9.0 * torch.eye(CLASSES)[self.labels]}
+        def answers(self, student, teacher, target):
+            return {
+                **super().answers(student, teacher, target),
+                "teacher_logits": 9.0 * torch.eye(CLASSES)[self.labels],
+            }
 
         def losses(self, batch, batch_idx):
             self.labels = batch[1]

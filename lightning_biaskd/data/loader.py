@@ -1,0 +1,76 @@
+"""A training loader whose order is a function of seed and epoch, so that a run goes on where it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_biaskd.errors import UserError
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """torch's DistributedSampler, of one process too, that can begin in the middle.
+
+    Its order depends on seed and epoch alone: N processes with batches of B see, batch by batch, what one process with
+    batches of N·B sees.
+
+    Attributes:
+        start: how many images of the coming epoch to leave out; 0 again once it has begun.
+    """
+
+    start = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        order = list(super().__iter__())
+        start, self.start = self.start, 0
+        return iter(order[start:])
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader of training batches that knows how far it is, and can begin in the middle of an epoch.
+
+    Lightning saves and loads its state with the checkpoint. It draws nothing from the global random state.
+
+    Raises:
+        UserError: on loading, the state is of the middle of an epoch with other batches or on other processes.
+    """
+
+    sampler: EpochSampler
+    _begun = 0
+    _given = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # lazy, as the epoch is told after iter() is called
+        seed = self.sampler.seed + self.sampler.epoch
+        self.generator = torch.Generator().manual_seed(seed)  # what workers are seeded from
+        self._given, self._begun = self._begun, 0
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of which epoch were given, and of what kind they were."""
+        return {"epoch": self.sampler.epoch, "batches": self._given, **self._kind()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on after those batches; after the last one, with the next epoch."""
+        if state["batches"] >= len(self):
+            return
+        kind = {name: state[name] for name in self._kind()}
+        if kind != self._kind():
+            raise UserError(
+                f"the checkpoint was written in the middle of an epoch with {kind}, and this run has {self._kind()}: "
+                "go on with the same, or from a checkpoint of the end of an epoch"
+            )
+        self._begun = state["batches"]
+        self.sampler.set_epoch(state["epoch"])
+        self.sampler.start = self._begun * (self.batch_size or 1)
+
+    def _kind(self) -> dict[str, int]:
+        return {
+            "images": len(self.sampler.dataset),  # type: ignore[arg-type]
+            "batch_size": self.batch_size or 1,
+            "processes": self.sampler.num_replicas,
+        }
