@@ -23,12 +23,13 @@ from lightning_biaskd.inputs import InputConversion, InputSpec
 from lightning_biaskd.models.download import sha256
 from lightning_biaskd.models.weights import load_weights
 from lightning_biaskd.outputs import logits_of
+from lightning_biaskd.tap import remove_taps
 
 Format = Literal["safetensors", "pt2", "onnx"]
 Pixels = Literal["normalized", "unit", "uint8"]
 
 OPSET = 18
-"""Of exported ONNX files: the first that the exporter of every supported torch writes by default."""
+"""Of exported ONNX files; the exporter of every supported torch writes it."""
 TOLERANCE = 1e-5
 _BATCHES = (1, 2, 5)
 
@@ -188,8 +189,7 @@ class _Exported(nn.Module):
     def __init__(self, network: nn.Module, input_spec: InputSpec, pixels: Pixels) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).cpu().float().requires_grad_(False)
-        for module in self.network.modules():
-            module._forward_hooks.clear()  # those of a FeatureTap
+        remove_taps(self.network)
         self.pixels = pixels
         self.shape = input_spec.shape
         self.convert = None
@@ -224,7 +224,9 @@ class _Exported(nn.Module):
     def difference(self, other: nn.Module) -> float:
         """Greatest difference of the logits, as a share of the greatest of them or of 1."""
         pairs = [(self(image), other(image)) for image in map(self.example, _BATCHES)]
-        return max(float((mine - its).abs().max() / mine.abs().max().clamp_min(1)) for mine, its in pairs)
+        return float(
+            torch.stack([(mine - its).abs().max() / mine.abs().max().clamp_min(1) for mine, its in pairs]).max()
+        )
 
 
 def _target(output: str | Path | None, format: Format | None) -> tuple[Path, Format]:

@@ -28,7 +28,6 @@ class FashionMNISTDataModule(InMemoryDataModule):
     class_names = tuple(FashionMNIST.classes)
     in_channels = 1
     image_size = 28
-    class_names = tuple(FashionMNIST.classes)
     mean = (0.2860,)
     std = (0.3530,)
 

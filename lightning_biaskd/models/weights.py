@@ -63,13 +63,13 @@ def mismatch(model: nn.Module, state: Mapping[str, Tensor], strict: bool = True)
         found += [f"{name} is missing" for name in missing] + [f"{name} is not in the network" for name in extra]
     if not found:
         return None
-    reason = "another network"
-    if shapes and not missing and not extra:
-        last = {name for name in shapes if name.rsplit(".", 1)[0] == list(own)[-1].rsplit(".", 1)[0]}
-        if len(last) == len(shapes):
-            reason = f"another number of classes ({len(state[shapes[0]])} in the file)"
-        elif shapes == [next(iter(own))]:
-            reason = "another stem or number of input channels"
+    stem, classifier = next(iter(own)), list(own)[-1].rpartition(".")[0]
+    heads = [name for name in shapes if name.rpartition(".")[0] == classifier]
+    reasons = []
+    if not missing and not extra and set(shapes) <= {stem, *heads}:
+        reasons += ["another stem (that for small images is 3x3) or number of input channels"] * (stem in shapes)
+        reasons += [f"another number of classes ({len(state[name])} in the file)" for name in heads[:1]]
+    reason = " and ".join(reasons) or "another network"
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return f"probably {reason}; {'; '.join(found[:_SHOWN])}{more}"
 

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from lightning_biaskd import ClassificationModule, DistillationModule, UserError
 from lightning_biaskd.data import DigitsDataModule, ImageNetDataModule
-from lightning_biaskd.data.base import collate
+from lightning_biaskd.data.batch import collate
 
 
 class InOrder(DigitsDataModule):

@@ -103,8 +103,9 @@ def test_a_page_in_place_of_a_file_is_one_line(tmp_path, text):
     ("model", "says"),
     [
         (lambda: network(classes=9), r"another number of classes \(6 in the file\)"),
-        (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), *network()[1:]), "another stem or number of input channels"),
+        (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), *network()[1:]), "another stem .* or number of input channels"),
         (lambda: network(width=5), "probably another network"),
+        (lambda: nn.Sequential(nn.Conv2d(1, 4, 7), *network(9)[1:]), "another stem .* and another number of classes"),
         (lambda: nn.Sequential(nn.Linear(2, 2)), "0.bias is missing|0.weight is"),
     ],
 )
