@@ -40,14 +40,15 @@ class Asked(FrozenTeacher):
 
 
 def run(trainer, cache=None, epochs=4, **kwargs):
-    module = DistillationModule(net(seed=1), net(width=6), teacher_cache=cache, **kwargs)
+    slow = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.001)}  # so that rounding isn't amplified
+    module = DistillationModule(net(seed=1), net(width=6), teacher_cache=cache, **slow, **kwargs)
     module.teacher.__class__ = Asked
     torch.manual_seed(2)
     trainer(max_epochs=epochs).fit(module, data())
     return module
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), ("float16", 1e-2)])
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), ("float16", 1e-3)])
 def test_a_cached_run_is_the_run_without(dtype, rtol, trainer, tmp_path):
     plain = run(trainer)
     steps, evaluations = 4 * 4, 4 * 2 + 2  # of 100 and 57 images by 32; two batches before the first epoch
