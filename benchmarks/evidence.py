@@ -1,0 +1,66 @@
+"""All of the evidence: trains the teachers that are missing, then runs the matrices, which go on where they were stopped.
+
+    python benchmarks/evidence.py                      # all of it; some hours on two cores
+    python benchmarks/evidence.py --matrices main      # one of main, when, full, digits
+
+Fashion-MNIST must lie where Debian's package dataset-fashion-mnist puts it. What comes out is in runs/evidence;
+benchmarks/results_page.py makes docs/results.md and the README's table of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+RECIPE = "configs/recipe/evidence"
+TEACHERS = {
+    "larger": ["model_larger", 30, "--data.train_size=10000"],
+    "equal": ["model_equal", 15, "--data.train_size=10000"],
+    "tenth": ["model_larger", 30, "--data.train_size=6000"],
+    "noise": ["model_larger", 30, "--data.train_size=10000", "--data.label_noise=0.2"],
+    "full": ["model_larger", 15],
+}
+MATRICES = ("main", "when", "full", "digits")
+
+
+def teacher(name: str) -> list[str]:
+    """The command that trains one."""
+    model, epochs, *flags = TEACHERS[name]
+    return [
+        *("fit", "-c", "configs/recipe/teacher_fashion_mnist.yaml", "-c", f"{RECIPE}/{model}.yaml"),
+        *(f"--trainer.max_epochs={epochs}", f"--model.lr_scheduler.T_max={epochs}", *map(str, flags)),
+        *("--trainer.logger.save_dir=runs/evidence/teachers", f"--trainer.logger.name={name}"),
+        *("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"),
+    ]
+
+
+def biaskd(words: list[str]) -> subprocess.Popen[bytes]:
+    """A command in a process of its own."""
+    print("biaskd", *words, flush=True)
+    return subprocess.Popen([sys.executable, "-m", "lightning_biaskd", *words])
+
+
+def run() -> None:
+    """Does what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--matrices", nargs="+", choices=MATRICES, default=MATRICES)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    place = Path("runs/evidence/teachers")
+    missing = [name for name in TEACHERS if not (place / name / "version_0/checkpoints/last.ckpt").is_file()]
+    for start in range(0, len(missing), args.jobs):
+        running = [biaskd(teacher(name)) for name in missing[start : start + args.jobs]]
+        if any(process.wait() for process in running):
+            raise SystemExit("a teacher failed")
+    for name in args.matrices:
+        words = ["compare", "-c", f"{RECIPE}/{name}.yaml", "--output", f"runs/evidence/{name}"]
+        words += ["--jobs", str(args.jobs), "--threads", str(args.threads)]
+        if biaskd(words).wait():
+            raise SystemExit(f"{name}: not all runs are there")
+
+
+if __name__ == "__main__":
+    run()
