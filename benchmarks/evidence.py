@@ -1,4 +1,4 @@
-"""All of the evidence: trains the teachers that are missing, then runs the matrices, which go on where they were stopped.
+"""All of the evidence: trains the teachers that are missing, then runs the matrices; each goes on where it was.
 
     python benchmarks/evidence.py                      # all of it; some hours on two cores
     python benchmarks/evidence.py --matrices main      # one of main, when, full, digits

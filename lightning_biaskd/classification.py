@@ -304,6 +304,12 @@ class ClassificationModule(LightningModule):
             raise UserError(f"the checkpoint does not fit {type(self.model).__name__}: {problem}")
         self._loaded = True
         self._random_states = checkpoint.get("random_states")
+        if self._trainer is not None:
+            for callback in self._trainer.checkpoint_callbacks:
+                # a run that goes on in a folder of its own still knows its best; Lightning would forget it
+                state = checkpoint.get("callbacks", {}).get(callback.state_key)
+                if state is not None and "dirpath" in state:
+                    state["dirpath"] = getattr(callback, "dirpath", None)
 
     def configure_optimizers(self) -> Any:
         try:

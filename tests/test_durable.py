@@ -98,6 +98,29 @@ def test_killed_twice(trainer, tmp_path):
     assert same(whole["state_dict"], run(trainer, tmp_path / "cut", ckpt=tmp_path / "cut" / "last.ckpt")["state_dict"])
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_run_that_goes_on_elsewhere_still_knows_its_best(trainer, tmp_path):
+    class Scores(Callback):
+        """Validation says 0.9 in the first epoch and less after."""
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            pl_module.log("score", 0.9 - 0.1 * trainer.current_epoch)
+
+    def fit(folder, epochs, ckpt=None):
+        best = ModelCheckpoint(folder, "best", monitor="score", mode="max", enable_version_counter=False)
+        last = ModelCheckpoint(folder, "last", enable_version_counter=False)
+        run = trainer(max_epochs=epochs, enable_checkpointing=True, callbacks=[Scores(), best, last])
+        run.fit(ClassificationModule(network()), TinyData(), ckpt_path=ckpt)
+        return best
+
+    fit(tmp_path / "a", 1)
+    best = fit(tmp_path / "b", 3, tmp_path / "a" / "last.ckpt")
+    assert best.best_model_score == pytest.approx(0.9)
+    assert Path(best.best_model_path) == tmp_path / "a" / "best.ckpt"
+    assert Path(best.best_model_path).is_file()
+    assert not (tmp_path / "b" / "best.ckpt").exists()
+
+
 def test_another_run_is_another(trainer, tmp_path):
     a, b = (run(trainer, tmp_path / str(seed), seed=seed)["state_dict"] for seed in (0, 1))
     assert not same(a, b)
