@@ -133,6 +133,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the arguments; ``None`` for those of the process.
     """
     arguments = _with_config(list(sys.argv[1:] if args is None else args))
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))  # so that `biaskd`, like `python -m`, finds classes in files of one's own
     try:
         if arguments[:1] == ["compare"]:
             from lightning_biaskd.compare.command import run  # it builds on this module

@@ -208,6 +208,16 @@ def test_the_command_outside_this_process():
     assert failed.stderr.count("biaskd: error: ") == 1
 
 
+def test_a_class_in_the_current_folder_is_found(monkeypatch, capsys):
+    method = "from lightning_biaskd import Distiller\n\n\nclass Mine(Distiller):\n    pass\n"
+    Path("file_of_ones_own.py").write_text(method)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as of an installed command
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--model.distiller", "file_of_ones_own.Mine", "--print_config"])
+    assert end.value.code == 0
+    assert "file_of_ones_own.Mine" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("group", "name"),
     [
