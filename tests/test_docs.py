@@ -1,27 +1,40 @@
-"""What the documents say runs: docstring examples, the README, the notebooks."""
+"""What the documents say runs: docstring examples, README, pages and notebooks."""
 
 import doctest
 import importlib
+import json
 import os
 import pkgutil
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import lightning_biaskd
 from lightning_biaskd.cli import main
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = {page.stem: page.read_text() for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
 MODULES = [
     info.name
     for info in pkgutil.walk_packages(lightning_biaskd.__path__, "lightning_biaskd.")
     if not info.name.endswith("__main__")
 ]
+
+
+def blocks(language):
+    """Of all pages, with ids that name their place."""
+    found = [
+        (f"{page}-{number}", block)
+        for page, text in PAGES.items()
+        for number, block in enumerate(re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE), 1)
+    ]
+    return [pytest.param(block, id=name) for name, block in found]
 
 
 def test_docstring_examples():
@@ -34,24 +47,34 @@ def test_docstring_examples():
     assert tried > 40
 
 
-@pytest.mark.parametrize("number", range(README.count("```python")))
-def test_readme_python(number, tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[number]
     quick = code.replace("max_epochs=60", "max_epochs=1").replace("(3, (16,)))], 60", "(3, (16,)))], 2")
-    exec(compile(quick, f"README block {number}", "exec"), {"__name__": "readme"})
+    exec(compile(quick, "block", "exec"), {"__name__": "page"})
 
 
-COMMANDS = [
-    line.split("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_yaml_parses(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("block.yaml").write_text(text)
+    before = ["compare"] if "axes" in yaml.safe_load(text) else ["fit", "-c", "configs/quickstart.yaml"]
+    with pytest.raises(SystemExit) as end:
+        main([*before, "-c", "block.yaml", "--print_config"])
+    assert end.value.code == 0, capsys.readouterr().err
+
+
+COMMANDS = {
+    (page, line.split(" #")[0].strip()): None
+    for page, text in PAGES.items()
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     for line in block.replace("\\\n", " ").splitlines()
-    if "biaskd " in line.split("#")[0]
-]
+    if re.search(r"biaskd [a-z]", line.split(" #")[0])
+}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_readme_commands_parse(command, capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_parse(page, command, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command[command.index("biaskd ") :])[1:]
     with pytest.raises(SystemExit) as end:
@@ -60,13 +83,29 @@ def test_readme_commands_parse(command, capsys, monkeypatch, tmp_path):
     assert ("axes" if words[0] == "compare" else "class_path") in capsys.readouterr().out
 
 
-def test_there_are_readme_commands():
-    assert len(COMMANDS) >= 5
+def test_there_are_commands():
+    assert sum(page == "README" for page, _ in COMMANDS) >= 5
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_executes(path, tmp_path):
-    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path)]
+    shutil.copy(path, tmp_path)  # it writes beside itself
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output", "executed", path.name]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # tiny networks lose by more
-    run = subprocess.run([*command, str(path)], capture_output=True, text=True, cwd=tmp_path, env=one_thread)
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=one_thread)
     assert run.returncode == 0, run.stderr[-3000:]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_shows_is_small_and_of_no_machine_in_particular(path):
+    text = path.read_text()
+    assert len(text) < 400_000
+    outputs = [output for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])]
+    assert outputs
+    assert {output["output_type"] for output in outputs} <= {"stream", "display_data", "execute_result"}
+    for output in outputs:
+        said = "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
+        assert not re.search(r"/(home|root|tmp|Users|work)/|site-packages|Warning", said), said
