@@ -259,7 +259,8 @@ class ClassificationModule(LightningModule):
         given = self._data_input or InputSpec.of_data(datamodule)
         if given is not None:
             self.connect_inputs(given)
-        if self.channels_last and any(parameter.ndim == 4 for parameter in self.model.parameters()):
+        spread = self.device_mesh is not None  # by FSDP, which takes contiguous weights alone
+        if self.channels_last and not spread and any(parameter.ndim == 4 for parameter in self.model.parameters()):
             self.model.to(memory_format=torch.channels_last)
 
     def connect_inputs(self, given: InputSpec) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import MetricCollection
 
 from lightning_biaskd.bias import BiasStrategy, partition
@@ -26,6 +27,7 @@ from lightning_biaskd.inputs import InputSpec, conversion
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.outputs import Outputs, with_sample
 from lightning_biaskd.rehearsal import first_images
+from lightning_biaskd.sharding import shard
 from lightning_biaskd.tap import FeatureTap
 from lightning_biaskd.teacher import FrozenTeacher
 from lightning_biaskd.teacher_cache import TeacherCache
@@ -133,6 +135,7 @@ class DistillationModule(ClassificationModule):
         self._tap = FeatureTap(student, distiller.layers, distiller.embedding)
         self._rehearsed: dict[str, Any] | None = None
         self._epoch = -1
+        self._sharded = False
         self.teacher_cache = TeacherCache(teacher_cache) if isinstance(teacher_cache, str) else teacher_cache
         if self.teacher_cache is not None and (distiller.teacher_layers or distiller.embedding):
             raise UserError(f"{type(distiller).__name__} reads the teacher's features, and a cache holds logits alone")
@@ -290,6 +293,18 @@ class DistillationModule(ClassificationModule):
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if fitting and self._rehearsed is None and (self.distiller.layers or self.distiller.embedding):
             self.rehearse(*first_images(self.trainer))
+        if self.device_mesh is not None and not self._sharded:
+            self._sharded = True
+            self.shard(self.device_mesh["data_parallel"])
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spreads both networks over the processes, where the strategy is Lightning's ``ModelParallelStrategy``.
+
+        The teacher is then run as it is, as weights that are spread can't be folded.
+        """
+        self.teacher.backend = "plain"
+        for network in (self.student, self.teacher.model):
+            shard(network, mesh)
 
     def rehearse(self, image: Tensor, num_samples: int | None = None) -> None:
         """Runs both networks once, so that features are found and adapters built before the optimizer is.
