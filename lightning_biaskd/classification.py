@@ -7,19 +7,20 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from lightning_biaskd.checks import check_labels
 from lightning_biaskd.distributed import rows_of_its_own
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.inputs import InputConversion, InputSpec, conversion
+from lightning_biaskd.learning_rate import scale_learning_rate
 from lightning_biaskd.metrics import Means, topk_accuracies
 from lightning_biaskd.models.weights import load_weights, mismatch
 from lightning_biaskd.outputs import Outputs, at_least_float32
-from lightning_biaskd.random_state import random_states, restore_random_state
+from lightning_biaskd.resumable import ResumableModule
 from lightning_biaskd.tap import FeatureTap
 
 _OBJECTS = (
@@ -28,7 +29,7 @@ _OBJECTS = (
 )
 
 
-class ClassificationModule(LightningModule):
+class ClassificationModule(ResumableModule):
     """Trains a classifier: a teacher, or a student alone as the baseline.
 
     Batches are ``(image, target, …)``; in training, labels mixed by MixUp or CutMix (B, C) are taken too. Made to be
@@ -90,9 +91,7 @@ class ClassificationModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=_OBJECTS, logger=False)
-        if (
-            "_instantiator" in self.hparams
-        ):  # built by LightningCLI, which hands objects over as class_path and init_args
+        if "_instantiator" in self.hparams:  # built by LightningCLI, where objects are class_path and init_args
             self.save_hyperparameters(logger=False)
         self.model = model
         self.weights = weights
@@ -110,7 +109,6 @@ class ClassificationModule(LightningModule):
         self.channels_last = channels_last
         self.compile_mode = compile
         self._compiled = False
-        self._random_states: list[dict[str, Any]] | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, C) of images (B, …)."""
@@ -168,30 +166,12 @@ class ClassificationModule(LightningModule):
         return rows_of_its_own(loader, batch_idx, len(batch[1]))
 
     def check_batch(self, batch_idx: int, target: Tensor, logits: Tensor) -> None:
-        """Refuses a batch whose labels and logits can't belong together.
-
-        Shapes are compared always. Values are read on the CPU always and elsewhere in the first batch only, because
-        reading them waits for the device.
+        """Refuses a batch whose labels and logits can't belong together, see :mod:`lightning_biaskd.checks`.
 
         Raises:
             UserError: another number of classes than the data's, or labels out of range.
         """
-        classes = self.num_classes or logits.shape[1]
-        if logits.shape[1] != classes:
-            raise UserError(
-                f"{type(self.model).__name__} gives {logits.shape[1]} classes and the data have {classes}: "
-                f"build the network with num_classes={classes}"
-            )
-        if target.ndim == 2 and target.shape != logits.shape:
-            raise UserError(f"mixed labels are of {target.shape[1]} classes, the logits of {logits.shape[1]}")
-        if target.ndim == 2 or not may_read(target, batch_idx):
-            return
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= classes:
-            raise UserError(
-                f"labels lie in [{low}, {high}], outside [0, {classes - 1}]: number the classes from 0 and build the "
-                "network with as many as there are"
-            )
+        check_labels(target, logits, self.num_classes or logits.shape[1], batch_idx, type(self.model).__name__)
 
     def count_accuracy(self, prefix: str, logits: Tensor, target: Tensor) -> None:
         """Adds a batch to the accuracies logged under ``{prefix}acc1`` and ``{prefix}acc5``.
@@ -259,7 +239,8 @@ class ClassificationModule(LightningModule):
         given = self._data_input or InputSpec.of_data(datamodule)
         if given is not None:
             self.connect_inputs(given)
-        if self.channels_last and any(parameter.ndim == 4 for parameter in self.model.parameters()):
+        spread = self.device_mesh is not None  # by FSDP, which takes contiguous weights alone
+        if self.channels_last and not spread and any(parameter.ndim == 4 for parameter in self.model.parameters()):
             self.model.to(memory_format=torch.channels_last)
 
     def connect_inputs(self, given: InputSpec) -> None:
@@ -287,35 +268,24 @@ class ClassificationModule(LightningModule):
         return [self.model]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the random state of all processes, and what the card of an export tells: metrics, names of classes."""
+        """Adds what the card of an export tells: the metrics of the moment and the names of the classes."""
+        super().on_save_checkpoint(checkpoint)
         metrics = self.trainer.callback_metrics
         checkpoint["metrics"] = {name: float(value) for name, value in metrics.items()}
         checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
-        checkpoint["random_states"] = random_states()
-
-    def on_train_start(self) -> None:
-        if self._random_states is not None:
-            restore_random_state(self._random_states)
-            self._random_states = None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         problem = mismatch(self, checkpoint["state_dict"], self.strict_loading)
         if problem:
             raise UserError(f"the checkpoint does not fit {type(self.model).__name__}: {problem}")
         self._loaded = True
-        self._random_states = checkpoint.get("random_states")
-        if self._trainer is not None:
-            for callback in self._trainer.checkpoint_callbacks:
-                # a run that goes on in a folder of its own still knows its best; Lightning would forget it
-                state = checkpoint.get("callbacks", {}).get(callback.state_key)
-                if state is not None and "dirpath" in state:
-                    state["dirpath"] = getattr(callback, "dirpath", None)
 
     def configure_optimizers(self) -> Any:
         try:
             optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
             if self.lr_batch_size is not None:
-                self.scale_learning_rate(optimizer, self.lr_batch_size)
+                scale_learning_rate(optimizer, self.trainer, self.lr_batch_size)
             scheduler: Any = self.lr_scheduler(optimizer) if self.lr_scheduler is not None else None
         except ValueError as error:
             raise UserError(f"the optimizer or its scheduler refuses its arguments: {error}") from error
@@ -326,25 +296,8 @@ class ClassificationModule(LightningModule):
             schedule["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    def scale_learning_rate(self, optimizer: torch.optim.Optimizer, batch_size: int) -> None:
-        """Makes rates that are meant for one size of the global batch those for this run's, by the linear rule."""
-        own = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
-        if own is None:
-            raise UserError("lr_batch_size needs to know the batch size: give a data module that has batch_size")
-        global_size = own * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        for group in optimizer.param_groups:
-            group["lr"] *= global_size / batch_size
-        rank_zero_info(
-            f"learning rates times {global_size / batch_size:g}: {global_size} images a step, not {batch_size}"
-        )
-
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
     """Share of rows of logits (B, C) whose first class is the label (B,), or has the greatest share of a mixed one."""
     target = target.argmax(1) if target.ndim == 2 else target
     return (logits.detach().argmax(1) == target).float().mean()
-
-
-def may_read(tensor: Tensor, batch_idx: int) -> bool:
-    """Whether a check may read values: on the CPU, or in the first batch; elsewhere reading waits for the device."""
-    return batch_idx == 0 or tensor.device.type == "cpu"

@@ -8,8 +8,9 @@ import warnings
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -78,6 +79,15 @@ class BiasKDCLI(LightningCLI):
             default=False,
             help="After fit, test the last weights and print student beside teacher.",
         )
+        parser.add_argument(
+            "--float32_matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="highest",
+            help="How exact matrix products in float32 must be on a GPU: high is TF32.",
+        )
+
+    def before_instantiate_classes(self) -> None:
+        torch.set_float32_matmul_precision(self._get(self.config, "float32_matmul_precision"))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         # Lightning would warn of explicit arguments, and ours always are

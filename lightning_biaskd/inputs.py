@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
@@ -161,3 +162,16 @@ def conversion(
     if wanted is None:
         return None
     return InputConversion(InputSpec.of_pretrained(model) if isinstance(wanted, str) else wanted, given)
+
+
+def warn_of_pretrained(teacher: nn.Module, given: InputSpec) -> None:
+    """Warns where images are normalised otherwise than timm says that a network's published weights want them."""
+    if not getattr(teacher, "pretrained_cfg", None):
+        return
+    published = InputSpec.of_pretrained(teacher)
+    if (published.mean, published.std) != (given.mean, given.std):
+        rank_zero_warn(
+            f"the data are normalised by mean {given.mean} and std {given.std}, timm's published "
+            f"{type(teacher).__name__} by {published.mean} and {published.std}: if the teacher is that one, set "
+            "teacher_input to 'pretrained'"
+        )

@@ -11,22 +11,25 @@ from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import MetricCollection
 
 from lightning_biaskd.bias import BiasStrategy, partition
 from lightning_biaskd.callbacks.dynamic_weights import DynamicWeights
+from lightning_biaskd.checks import check_samples, check_teacher
 from lightning_biaskd.classes import ClassMap
-from lightning_biaskd.classification import ClassificationModule, accuracy, may_read
+from lightning_biaskd.classification import ClassificationModule, accuracy
 from lightning_biaskd.data.batch import Batch
 from lightning_biaskd.distillers import KD, Distiller
 from lightning_biaskd.distributed import losses_on_joined_batch
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.fast_teacher import Backend, Precision
-from lightning_biaskd.inputs import InputSpec, conversion
+from lightning_biaskd.inputs import InputSpec, conversion, warn_of_pretrained
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.outputs import Outputs, with_sample
 from lightning_biaskd.rehearsal import first_images
-from lightning_biaskd.tap import FeatureTap
+from lightning_biaskd.sharding import shard
+from lightning_biaskd.tap import FeatureTap, evaluating
 from lightning_biaskd.teacher import FrozenTeacher
 from lightning_biaskd.teacher_cache import TeacherCache
 
@@ -133,6 +136,7 @@ class DistillationModule(ClassificationModule):
         self._tap = FeatureTap(student, distiller.layers, distiller.embedding)
         self._rehearsed: dict[str, Any] | None = None
         self._epoch = -1
+        self._sharded = False
         self.teacher_cache = TeacherCache(teacher_cache) if isinstance(teacher_cache, str) else teacher_cache
         if self.teacher_cache is not None and (distiller.teacher_layers or distiller.embedding):
             raise UserError(f"{type(distiller).__name__} reads the teacher's features, and a cache holds logits alone")
@@ -205,23 +209,10 @@ class DistillationModule(ClassificationModule):
         """The numbers (B,) of a batch's images in their data set, for methods with a memory.
 
         Raises:
-            UserError: the batch has none, or numbers beyond those of the data set; they are read as in
-                :meth:`check_batch`.
+            UserError: the batch has none, or numbers beyond those of the data set.
         """
-        if len(batch) < 3 or not isinstance(batch[2], Tensor):
-            raise UserError(
-                "this method remembers every image, so it must know which ones are in a batch: let the data set return "
-                "(image, target, index), as those of lightning_biaskd.data do"
-            )
         known = self._rehearsed["num_samples"] if self._rehearsed else None
-        if known is not None and may_read(batch[2], batch_idx):
-            low, high = int(batch[2].min()), int(batch[2].max())
-            if low < 0 or high >= known:
-                raise UserError(
-                    f"images are numbered {low} to {high} in this batch, outside [0, {known - 1}]: num_samples of the "
-                    "data module must say how many there are"
-                )
-        return batch[2]
+        return check_samples(batch[2] if len(batch) > 2 else None, known, batch_idx)
 
     def answers(self, student: Outputs, teacher: Outputs, target: Tensor) -> dict[str, Tensor]:
         """What callbacks see of a step in its ``outputs``: (B, C) logits without gradient, and (B,) labels."""
@@ -243,21 +234,12 @@ class DistillationModule(ClassificationModule):
         return answers
 
     def check_teacher(self, batch_idx: int, student: Outputs, teacher: Outputs) -> None:
-        """Refuses a teacher that doesn't fit the student or is not finite; values are read as in :meth:`check_batch`.
+        """Refuses a teacher that doesn't fit the student or is not finite.
 
         Raises:
             UserError: either.
         """
-        if teacher.logits.shape != student.logits.shape:
-            raise UserError(
-                f"the teacher gives {teacher.logits.shape[1]} classes and the student {student.logits.shape[1]}: "
-                "both must be built for the same classes, or teacher_classes say which output stands for which"
-            )
-        if may_read(teacher.logits, batch_idx) and not bool(teacher.logits.isfinite().all()):
-            raise UserError(
-                f"the teacher's logits hold NaN or infinity in batch {batch_idx}: check its weights and the "
-                "normalisation of its input; nothing was updated in this step"
-            )
+        check_teacher(teacher.logits, student.logits, batch_idx)
 
     def log_meters(self, stage: str) -> dict[str, Tensor]:
         """See :class:`ClassificationModule`; adds the gap between student and teacher."""
@@ -269,15 +251,8 @@ class DistillationModule(ClassificationModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        cfg = getattr(self.teacher.model, "pretrained_cfg", None)
-        if cfg and self._teacher_as_built and self.teacher.convert is None and self.data_input is not None:
-            published = InputSpec.of_pretrained(self.teacher.model)
-            if (published.mean, published.std) != (self.data_input.mean, self.data_input.std):
-                rank_zero_warn(
-                    f"the data are normalised by mean {self.data_input.mean} and std {self.data_input.std}, timm's "
-                    f"published {type(self.teacher.model).__name__} by {published.mean} and {published.std}: if the "
-                    "teacher is that one, set teacher_input to 'pretrained'"
-                )
+        if self._teacher_as_built and self.teacher.convert is None and self.data_input is not None:
+            warn_of_pretrained(self.teacher.model, self.data_input)
 
     def parts_to_compile(self) -> list[nn.Module]:
         """See :class:`ClassificationModule`; the loss is compiled too, and the teacher compiles itself."""
@@ -290,6 +265,18 @@ class DistillationModule(ClassificationModule):
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if fitting and self._rehearsed is None and (self.distiller.layers or self.distiller.embedding):
             self.rehearse(*first_images(self.trainer))
+        if self.device_mesh is not None and not self._sharded:
+            self._sharded = True
+            self.shard(self.device_mesh["data_parallel"])
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spreads both networks over the processes, where the strategy is Lightning's ``ModelParallelStrategy``.
+
+        The teacher is then run as it is, as weights that are spread can't be folded.
+        """
+        self.teacher.backend = "plain"
+        for network in (self.student, self.teacher.model):
+            shard(network, mesh)
 
     def rehearse(self, image: Tensor, num_samples: int | None = None) -> None:
         """Runs both networks once, so that features are found and adapters built before the optimizer is.
@@ -300,15 +287,11 @@ class DistillationModule(ClassificationModule):
             image: (B, …), a few images as a training step gets them.
             num_samples: how many images the data set numbers, for methods with a memory.
         """
-        modes = {module: module.training for module in self.student.modules()}
         parameter = next(self.student.parameters())
         image = image.to(parameter.device, parameter.dtype)
-        with torch.no_grad():
-            self.student.eval()
+        with torch.no_grad(), evaluating(self.student):
             self.distiller.build(super().answer(image), self.teacher(image), num_samples)
-        self.deployed()  # what can't be deployed is refused now, not after training
-        for module, mode in modes.items():
-            module.training = mode
+            self.deployed()  # what can't be deployed is refused now, not after training
         self._rehearsed = {"image_shape": list(image.shape[1:]), "num_samples": num_samples}
         if self.data_input is not None:
             self._rehearsed |= {"mean": list(self.data_input.mean), "std": list(self.data_input.std)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -203,11 +204,22 @@ def _with_ancestors(name: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(1, len(parts) + 1)] if name else []
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a network in eval mode, and each of its layers back into its own mode after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.no_grad()
 def _trace(model: nn.Module, image: Tensor) -> tuple[Any, list[_Call]]:
     """Runs a network once in eval mode, and leaves it as it was."""
     calls: list[_Call] = []
-    modes = {module: module.training for module in model.modules()}
     hooks = [
         module.register_forward_hook(
             lambda module, _inputs, output, name=name: (
@@ -217,12 +229,11 @@ def _trace(model: nn.Module, image: Tensor) -> tuple[Any, list[_Call]]:
         for name, module in model.named_modules()
     ]
     try:
-        return model.eval()(image), calls
+        with evaluating(model):
+            return model(image), calls
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _last_activation(name: str, calls: list[_Call]) -> nn.Module | None:

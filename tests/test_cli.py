@@ -247,3 +247,12 @@ def test_help_explains_nested_options(capsys, path):
     with pytest.raises(SystemExit):
         main(["fit", "--model", "DistillationModule", f"--{path}"])
     assert "default" in capsys.readouterr().out
+
+
+def test_tf32_is_asked_for_by_name():
+    assert torch.get_float32_matmul_precision() == "highest"
+    try:
+        main(["fit", *FAST, "--float32_matmul_precision", "high", "--test_after_fit", "false"])
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -36,7 +36,7 @@ model:
     student: {class_path: torchvision.models.resnet18, dict_kwargs: {num_classes: 3}}
     teacher:
       class_path: timm.create_model
-      init_args: {model_name: vit_tiny_patch16_224, pretrained: false}
+      init_args: {model_name: deit_tiny_patch16_224, pretrained: false}
       dict_kwargs: {num_classes: 3, img_size: 64}
 """,
     "review_of_tokens": """

@@ -169,3 +169,13 @@ def test_maps_meet_at_the_smaller_size():
     a, b = same_size(small, large)
     assert a is small
     torch.testing.assert_close(b, large.view(1, 3, 2, 2, 4).mean(3))
+
+
+def test_clipping_covers_what_was_learned(trainer):
+    fit = module(optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    fit.rehearse(torch.randn(4, 1, 6, 6))
+    before = {name: p.detach().clone() for name, p in fit.named_parameters()}
+    trainer(gradient_clip_val=1e-3, limit_train_batches=1).fit(fit, TinyData())
+    moved = sum((p - before[name]).square().sum() for name, p in fit.named_parameters())
+    assert moved.sqrt().item() == pytest.approx(1e-3, rel=1e-3)
+    assert (hint(fit).adapter.weight != before["distiller.parts.1.adapter.weight"]).any()

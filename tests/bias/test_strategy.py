@@ -101,6 +101,20 @@ def test_extreme_batches_are_finite_with_exact_zeros(mode, normalize, dtype, spa
     assert student.logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("distiller", [KD(1.0), DKD(temperature=1.0)])
+def test_huge_logits_at_temperature_one_are_finite(mode, distiller):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (1e4 * (2 * torch.rand(8, 5, generator=generator) - 1) for _ in range(2))
+    student.requires_grad_()
+    bias = BiasStrategy(mode)
+    bias.gamma.fill_(0.5)
+    loss = bias(distiller, Outputs(student), Outputs(teacher), torch.arange(8) % 5)
+    loss.total.backward()
+    assert all(value.isfinite() for value in loss)
+    assert student.grad.isfinite().all()
+
+
 def test_dropped_samples_add_nothing():
     student, teacher, target = batch()
     wrong = ~partition(teacher.logits, target)

@@ -1,0 +1,66 @@
+"""What can be wrong with a batch, each told in one line.
+
+Shapes are compared always. Values are read on the CPU always and elsewhere in the first batch only, because reading
+them waits for the device.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_biaskd.errors import UserError
+
+
+def may_read(tensor: Tensor, batch_idx: int) -> bool:
+    """Whether values may be read."""
+    return batch_idx == 0 or tensor.device.type == "cpu"
+
+
+def check_labels(target: Tensor, logits: Tensor, classes: int, batch_idx: int, network: str) -> None:
+    """Labels (B,), or mixed ones (B, C), and logits (B, C) must be of as many classes as the data."""
+    if logits.shape[1] != classes:
+        raise UserError(
+            f"{network} gives {logits.shape[1]} classes and the data have {classes}: build the network with "
+            f"num_classes={classes}"
+        )
+    if target.ndim == 2 and target.shape != logits.shape:
+        raise UserError(f"mixed labels are of {target.shape[1]} classes, the logits of {logits.shape[1]}")
+    if target.ndim == 2 or not may_read(target, batch_idx):
+        return
+    low, high = int(target.min()), int(target.max())
+    if low < 0 or high >= classes:
+        raise UserError(
+            f"labels lie in [{low}, {high}], outside [0, {classes - 1}]: number the classes from 0 and build the "
+            "network with as many as there are"
+        )
+
+
+def check_teacher(teacher: Tensor, student: Tensor, batch_idx: int) -> None:
+    """The teacher's logits must be finite, and of as many classes as the student's."""
+    if teacher.shape != student.shape:
+        raise UserError(
+            f"the teacher gives {teacher.shape[1]} classes and the student {student.shape[1]}: both must be built for "
+            "the same classes, or teacher_classes say which output stands for which"
+        )
+    if may_read(teacher, batch_idx) and not bool(teacher.isfinite().all()):
+        raise UserError(
+            f"the teacher's logits hold NaN or infinity in batch {batch_idx}: check its weights and the normalisation "
+            "of its input; nothing was updated in this step"
+        )
+
+
+def check_samples(sample: object, num_samples: int | None, batch_idx: int) -> Tensor:
+    """The numbers (B,) of a batch's images must be there, below the number of images."""
+    if not isinstance(sample, Tensor):
+        raise UserError(
+            "this method remembers every image, so it must know which ones are in a batch: let the data set return "
+            "(image, target, index), as those of lightning_biaskd.data do"
+        )
+    if num_samples is not None and may_read(sample, batch_idx):
+        low, high = int(sample.min()), int(sample.max())
+        if low < 0 or high >= num_samples:
+            raise UserError(
+                f"images are numbered {low} to {high} in this batch, outside [0, {num_samples - 1}]: num_samples of "
+                "the data module must say how many there are"
+            )
+    return sample

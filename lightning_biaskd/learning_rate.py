@@ -1,0 +1,31 @@
+"""Rates that are meant for another batch size."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
+
+from lightning_biaskd.errors import UserError
+
+
+def scale_learning_rate(optimizer: Optimizer, trainer: Trainer, batch_size: int) -> None:
+    """Scales rates that are meant for one global batch size to this run's, by the linear rule, in place.
+
+    Goyal et al., *Accurate, Large Minibatch SGD*, 2017, arXiv 1706.02677.
+
+    Args:
+        optimizer: whose rates are scaled.
+        trainer: of the run; its data module says the batch size of a process.
+        batch_size: images per step, over all processes and accumulated batches, that the rates are meant for.
+
+    Raises:
+        UserError: there is no data module that says it.
+    """
+    own = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    if own is None:
+        raise UserError("lr_batch_size needs to know the batch size: give a data module that has batch_size")
+    size = own * trainer.world_size * trainer.accumulate_grad_batches
+    for group in optimizer.param_groups:
+        group["lr"] *= size / batch_size
+    rank_zero_info(f"learning rates times {size / batch_size:g}, for {size} images a step, not {batch_size}")

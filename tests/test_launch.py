@@ -1,0 +1,142 @@
+"""Real launches: four processes, two nodes on loopback, and networks spread over two."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+SHARED = """
+    import json, sys, warnings
+    import torch
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+    from tiny import TinyData, network, snapshot, unchanged
+    from torch import nn
+    from lightning_biaskd import DKD, BiasStrategy, DistillationModule
+    from lightning_biaskd.models import CIFARResNet
+    warnings.simplefilter("ignore")
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+"""
+
+
+def torchrun(*arguments, folder):
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finished(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err.decode()[-3000:]
+    return out.decode()
+
+
+def run_program(code, processes, folder):
+    (folder / "program.py").write_text(textwrap.dedent(SHARED) + textwrap.dedent(code))
+    finished(torchrun("--standalone", "--nproc_per_node", str(processes), "program.py", folder=folder))
+
+
+def test_four_processes_neither_send_nor_change_the_teacher(tmp_path):
+    """With SyncBatchNorm on (the student has none, as on a CPU it doesn't run), static graph and bucket views."""
+    code = """
+        student = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 6))
+        teacher = network(width=8)
+        before = snapshot(teacher)
+        module = DistillationModule(student, teacher, DKD(), BiasStrategy("swap"))
+        sent = {"gradients": [], "buffers": 0, "counts": []}
+
+        class Count(Callback):
+            def on_train_start(self, trainer, pl_module):
+                ddp = trainer.strategy.model
+                names = {name for name, _ in [*ddp.module.named_parameters(), *ddp.module.named_buffers()]}
+                sent["names"] = sorted(names)
+                def hook(state, bucket):
+                    sent["gradients"].append(bucket.buffer().nbytes)
+                    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+                    return allreduce_hook(None, bucket)
+                ddp.register_comm_hook(None, hook)
+                reduce = torch.distributed.all_reduce
+                def counted(tensor, *args, **kwargs):
+                    sent["counts"].append(tensor.nbytes)
+                    return reduce(tensor, *args, **kwargs)
+                torch.distributed.all_reduce = counted
+
+            def on_train_batch_end(self, trainer, pl_module, *_):
+                sent["steps"] = trainer.global_step
+
+            def on_train_epoch_end(self, trainer, pl_module):
+                sent.setdefault("in training", list(sent["counts"]))
+
+        strategy = DDPStrategy(static_graph=True, gradient_as_bucket_view=True, process_group_backend="gloo")
+        trainer = Trainer(devices=4, strategy=strategy, sync_batchnorm=True, max_epochs=1, limit_val_batches=0,
+                          callbacks=[Count()], enable_checkpointing=False, **quiet)
+        trainer.fit(module, TinyData(batch_size=4))
+        assert unchanged(before, teacher)
+        assert any(type(m) is nn.BatchNorm2d for m in teacher.modules())
+        trainer.save_checkpoint("run.ckpt")
+        if trainer.is_global_zero:
+            json.dump(sent, open("sent.json", "w"))
+    """
+    run_program(code, 4, tmp_path)
+    sent = json.loads((tmp_path / "sent.json").read_text())
+    student = 4 * (9 * 4 + 4 + 64 * 6 + 6)
+    assert sent["steps"] == 3
+    assert sum(sent["gradients"]) == sent["steps"] * student
+    assert sent["in training"] == [16, student] * sent["steps"]  # two counts and the gradients, in each step
+    assert not any("teacher" in name for name in sent["names"])
+    checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    saved = sum(value.numel() * 4 for value in checkpoint["state_dict"].values())
+    momentum = sum(
+        state["momentum_buffer"].numel() * 4 for state in checkpoint["optimizer_states"][0]["state"].values()
+    )
+    assert saved == momentum == student
+
+
+def test_networks_are_spread_over_two_processes(tmp_path):
+    """By FSDP2; the checkpoint is whole."""
+    code = """
+        torch.manual_seed(0)
+        student = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 6))
+        module = DistillationModule(student, network(width=8), DKD(), BiasStrategy("swap"))
+        strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
+        trainer = Trainer(devices=2, strategy=strategy, max_epochs=1, enable_checkpointing=False, **quiet)
+        trainer.fit(module, TinyData(batch_size=4))
+        kinds = {type(p).__name__ for net in (module.student, module.teacher.model) for p in net.parameters()}
+        assert kinds == {"DTensor"}, kinds
+        full = {name: p.full_tensor() for name, p in module.student.named_parameters()}
+        trainer.save_checkpoint("run.ckpt")
+        if trainer.is_global_zero:
+            torch.save(full, "full.pt")
+    """
+    run_program(code, 2, tmp_path)
+    full = torch.load(tmp_path / "full.pt", weights_only=True)
+    saved = torch.load(tmp_path / "run.ckpt", weights_only=True)["state_dict"]
+    assert {name.removeprefix("model.") for name in saved} == set(full)
+    for name, value in full.items():
+        assert torch.equal(saved[f"model.{name}"], value)
+
+
+def test_two_nodes_on_loopback_train_the_quickstart(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    arguments = ["-m", "lightning_biaskd", "fit", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"]
+    arguments += ["--trainer.devices", "1", "--trainer.num_nodes", "2", "--trainer.strategy", "ddp"]
+    arguments += ["--trainer.enable_progress_bar", "false", "--data.batch_size", "32"]
+    nodes = []
+    for rank in range(2):
+        folder = tmp_path / f"node{rank}"
+        folder.mkdir()
+        launch = ["--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank)]
+        launch += ["--master_addr", "127.0.0.1", "--master_port", port]
+        nodes.append(torchrun(*launch, *arguments, folder=folder))
+    said = [finished(node) for node in nodes]
+    assert ["On the test set" in out for out in said] == [True, False]
+    last = torch.load(tmp_path / "node0/runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 2 * 18  # 1,131 images in batches of 2 x 32
