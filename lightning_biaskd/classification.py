@@ -126,7 +126,7 @@ class ClassificationModule(ResumableModule):
             batch_idx: number of the batch in the epoch.
 
         Returns:
-            Scalars by the names that they are logged under. A tensor that is no scalar isn't logged: callbacks find it
+            Scalars by the names that they are logged under. A tensor that is no scalar isn't logged; callbacks find it
             in the ``outputs`` of ``on_train_batch_end``.
         """
         image, target = batch[:2]

@@ -67,7 +67,7 @@ class TeacherCache:
         Args:
             teacher: that answers.
             data: the data module that hands out its images.
-            num_classes: C.
+            num_classes: C, the number of classes.
 
         Raises:
             UserError: see the class; or views that can't be counted.

@@ -19,7 +19,12 @@ import lightning_biaskd
 from lightning_biaskd.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = {page.stem: page.read_text() for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
+GENERATED = {ROOT / "docs" / "methods", ROOT / "docs" / "notebooks"}
+PAGES = {
+    page.relative_to(ROOT).with_suffix("").as_posix(): page.read_text()
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if page.parent not in GENERATED
+}
 MODULES = [
     info.name
     for info in pkgutil.walk_packages(lightning_biaskd.__path__, "lightning_biaskd.")

@@ -197,7 +197,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """Of all that determines the result: the flags, and the contents of the files and of what these name."""
+        """Of all that determines the result, that is the flags and the contents of the files and of what these name."""
         digest = hashlib.sha256(json.dumps([self.row.flags, self.seed], sort_keys=True, default=str).encode())
         for file in self.row.files:
             digest.update(_content(shipped(file)))

@@ -43,7 +43,7 @@ class ImageDataModule(LightningDataModule):
             ``seed``, the epoch, the number of the batch and the rank.
 
     Attributes:
-        num_classes: C.
+        num_classes: C, the number of classes.
         in_channels: of the images.
         image_size: height and width in pixels.
         class_names: of the C classes, ``None`` where they aren't known, or not yet.
@@ -188,7 +188,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def drawing_seed(self) -> int:
-        """What order and augmentation are drawn from: ``seed``, and the run's where ``seed_everything`` set one."""
+        """Order and augmentation are drawn from it; ``seed``, and the run's where ``seed_everything`` set one."""
         return (self.seed << 40) + (int(os.environ.get("PL_GLOBAL_SEED", 0)) << 16)  # epochs are added to it
 
     def loader(

@@ -17,7 +17,7 @@ def at_loss(student: Tensor, teacher: Tensor, power: float = 2.0) -> Tensor:
     Args:
         student: (B, D, H, W), or tokens (B, N, D).
         teacher: likewise, of any channels and size.
-        power: p.
+        power: p, of the activations.
 
     Returns:
         (B,)

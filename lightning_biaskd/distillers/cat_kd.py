@@ -73,7 +73,7 @@ class CATKD(FeatureDistiller):
     Args:
         layer: the last feature map, whose average the student's classifier reads.
         teacher_layer: likewise the teacher's; ``None`` for the same.
-        resolution: r.
+        resolution: r, cells per side.
         normalize: scale each map to length 1.
 
     Raises:

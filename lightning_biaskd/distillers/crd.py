@@ -44,7 +44,7 @@ def draw_negatives(labels: Tensor, target: Tensor, seed: Tensor, count: int) -> 
         labels: (N,) of all samples; -1 where not known, which counts as another class.
         target: (B,) labels of the anchors.
         seed: (B,) int64; the draws of each anchor are a function of it.
-        count: K.
+        count: K, how many are drawn for each sample.
 
     Returns:
         (B, K) int64. A sample's own class is drawn only where there is no other.
@@ -97,7 +97,7 @@ class CRD(FeatureDistiller):
 
     Args:
         dim: of the common space.
-        negatives: K.
+        negatives: K, how many are drawn for each sample.
         temperature: τ.
         momentum: μ.
 

@@ -35,7 +35,7 @@ def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class SimKD(FeatureDistiller):
-    r"""Chen, Mei, Zhang, Wang, Wang, Feng, Chen, *Knowledge Distillation with the Reused Teacher Classifier*.
+    r"""Chen, Mei, Zhang, Wang, Feng, Chen, *Knowledge Distillation with the Reused Teacher Classifier*.
 
     CVPR 2022, arXiv 2203.14001. The student keeps its encoder and takes over the teacher's classifier; between them, a
     projector p is learned so that the student's last map becomes the teacher's, and nothing else is:

@@ -18,7 +18,7 @@ def srd_loss(student: Tensor, teacher: Tensor, exponent: float = 4.0, keep: Tens
     Args:
         student: (B, D).
         teacher: (B, D).
-        exponent: p.
+        exponent: p, of the differences.
         keep: (B,) bool, the samples that the batch consists of; ``None`` for all. Others get loss 0.
 
     Returns:
@@ -60,7 +60,7 @@ class SRD(FeatureDistiller):
     plus cross-entropy; so is ``srd.yaml``.
 
     Args:
-        exponent: p.
+        exponent: p, of the differences.
 
     Raises:
         ValueError: an exponent below 1.

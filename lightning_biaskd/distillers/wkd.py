@@ -186,7 +186,7 @@ class WKD(Distiller):
     Args:
         distances: (C, C) as a tensor or as rows of numbers, or a file that holds it (``.safetensors`` with one tensor,
             or what ``torch.save`` wrote); ``None`` for equal distances.
-        weight: w.
+        weight: w, of the transport.
         temperature: τ, of the transport; a wrong teacher is rectified at the same.
         sharpness: κ.
         epsilon: ε. Costs are below 1, so less than 0.0125 leaves float32.
@@ -195,7 +195,7 @@ class WKD(Distiller):
         decay_end: epoch in which it reaches 0; not after ``decay_start`` for a constant w.
 
     Attributes:
-        decay: buffer, the factor on w; 1 until :meth:`set_epoch` says otherwise.
+        decay: buffer, the factor on w; 1 until :meth:`Distiller.set_epoch` says otherwise.
 
     Raises:
         ValueError: ``distances`` is not a finite square matrix, or ``epsilon`` or ``iterations`` too small.

@@ -94,13 +94,13 @@ class WKDFeature(FeatureDistiller):
     Args:
         layer: of the student, by name or by stage.
         teacher_layer: of the teacher; ``None`` for the same.
-        mean_weight: w.
-        grid: g.
+        mean_weight: w, of the means.
+        grid: g, cells per side.
         decay_start: epochs after which the weight falls.
         decay_end: epoch in which it reaches 0; not after ``decay_start`` for a constant weight.
 
     Attributes:
-        decay: buffer, the factor on the loss; 1 until :meth:`set_epoch` says otherwise.
+        decay: buffer, the factor on the loss; 1 until :meth:`Distiller.set_epoch` says otherwise.
 
     Raises:
         ValueError: a grid without cells.

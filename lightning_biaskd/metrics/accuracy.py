@@ -26,7 +26,7 @@ class CalibrationError(MulticlassCalibrationError):
     Shape of ``update(logits, target)``: (B, C), (B,). It keeps 8 bytes per sample.
 
     Args:
-        num_classes: C.
+        num_classes: C, the number of classes.
 
     Example:
         >>> metric = CalibrationError(2)

@@ -54,7 +54,7 @@ class BiasRate(Metric):
     teacher's answer, which :func:`confused_pairs` reads. It keeps 8 C² bytes: 8 MB for a thousand classes.
 
     Args:
-        num_classes: C.
+        num_classes: C, the number of classes.
 
     Example:
         >>> metric = BiasRate(2)

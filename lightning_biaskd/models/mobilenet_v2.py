@@ -48,7 +48,7 @@ class MobileNetV2(nn.Module):
     Args:
         width: factor of all channels; the 1280 before the classifier only grow by it.
         expansion: T, how much wider a block is inside.
-        num_classes: C.
+        num_classes: C, the number of classes.
         in_channels: of the image.
 
     Shape:

@@ -38,7 +38,7 @@ class CIFARResNet(nn.Module):
 
     Args:
         depth: 6n + 2 layers: 8, 14, 20, 32, 44, 56, 110.
-        num_classes: C.
+        num_classes: C, the number of classes.
         in_channels: of the image.
         widths: channels of the stem and of the three stages.
 

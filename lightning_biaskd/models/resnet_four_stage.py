@@ -64,7 +64,7 @@ class FourStageResNet(nn.Module):
     Args:
         block: of which the stages are made.
         blocks: number in each of the four stages.
-        num_classes: C.
+        num_classes: C, the number of classes.
         in_channels: of the image.
 
     Shape:

@@ -50,7 +50,7 @@ class ShuffleNetV1(nn.Module):
     checkpoints that the field shares.
 
     Args:
-        num_classes: C.
+        num_classes: C, the number of classes.
         in_channels: of the image.
 
     Shape:

@@ -62,7 +62,7 @@ class ShuffleNetV2(nn.Module):
     Takes images of any size. State-dict names are those of the checkpoints that the field shares.
 
     Args:
-        num_classes: C.
+        num_classes: C, the number of classes.
         in_channels: of the image.
 
     Shape:

@@ -36,7 +36,7 @@ def torchvision_cifar_resnet(
 
     Args:
         name: as torchvision spells it: ``resnet18``, ``resnext50_32x4d``, …
-        num_classes: C.
+        num_classes: C, the number of classes.
         in_channels: of the image.
         weights: torchvision's name of the weights to start from, such as ``IMAGENET1K_V1``; stem and classifier are
             new either way.

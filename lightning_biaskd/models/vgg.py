@@ -21,7 +21,7 @@ class VGG(nn.Module):
 
     Args:
         convolutions: number in each of the five blocks.
-        num_classes: C.
+        num_classes: C, the number of classes.
         in_channels: of the image.
 
     Shape:

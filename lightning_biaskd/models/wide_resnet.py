@@ -38,7 +38,7 @@ class WideResNet(nn.Module):
     Args:
         depth: 6n + 4 layers: 16, 40.
         widen_factor: channels of the stages over those of a ResNet, 16, 32, 64.
-        num_classes: C.
+        num_classes: C, the number of classes.
         in_channels: of the image.
 
     Raises:

@@ -1,0 +1,77 @@
+"""Sphinx builds the documentation by this: ``sphinx-build -W --keep-going -q docs site``."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import cards  # noqa: E402
+
+import lightning_biaskd  # noqa: E402
+
+project = "lightning_biaskd"
+author = "The lightning_biaskd authors"
+version = release = lightning_biaskd.__version__
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "myst_nb"]
+
+html_theme = "furo"
+html_title = f"{project} {version}"
+html_show_copyright = False
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+
+myst_enable_extensions = ["deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are shown as they were last executed; the tests execute them
+
+autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_inherit_docstrings = False  # PyTorch's and Lightning's are in their own documentation
+napoleon_custom_sections = [("Shape", "returns_style")]
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 88
+
+# A page of the guide that is yet to be written is no error.
+logging.getLogger("sphinx.sphinx.directives.other").addFilter(
+    lambda record: getattr(record, "subtype", None) != "empty_glob"
+)
+
+
+def setup(app: Any) -> None:
+    """Makes the pages that are made of others."""
+    cards.write(HERE / "methods")
+    (HERE / "notebooks").mkdir(exist_ok=True)
+    for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
+        shutil.copy2(notebook, HERE / "notebooks")
+    app.connect("source-read", link_cards)
+    app.connect("autodoc-skip-member", skip_fields)
+    app.connect("missing-reference", passed_on)
+
+
+def link_cards(_: Any, page: str, source: list[str]) -> None:
+    """The table of methods leads to their cards."""
+    if page == "methods":
+        names = "|".join(cards.methods())
+        linked = re.sub(rf"^\| `({names})` ", r"| [`\1`](methods/\1.md) ", source[0], flags=re.M)
+        source[0] = linked + "\n```{toctree}\n:hidden:\n:glob:\n\nmethods/*\n```\n"
+
+
+def skip_fields(_: Any, what: str, name: str, value: object, skip: bool, options: Any) -> bool | None:
+    """The fields of a named tuple are documented on its class."""
+    return True if (value.__doc__ or "").startswith("Alias for field number") else None
+
+
+def passed_on(app: Any, env: Any, node: Any, text: Any) -> Any:
+    """What ``lightning_biaskd`` passes on is documented in the subpackage that it is from."""
+    package, _, name = node["reftarget"].rpartition(".")
+    if package != "lightning_biaskd" or name not in lightning_biaskd.__all__:
+        return None
+    package, room, *_ = getattr(lightning_biaskd, name).__module__.split(".")
+    origin = f"{package}.{room}.{name}"
+    return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, node["reftype"], origin, node, text)
