@@ -33,6 +33,7 @@ nb_execution_mode = "off"  # notebooks are shown as they were last executed; the
 
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
 autodoc_inherit_docstrings = False  # PyTorch's and Lightning's are in their own documentation
+autodoc_preserve_defaults = True  # as they are written, not as they print
 napoleon_custom_sections = [("Shape", "returns_style")]
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 88
@@ -46,16 +47,20 @@ logging.getLogger("sphinx.sphinx.directives.other").addFilter(
 def setup(app: Any) -> None:
     """Makes the pages that are made of others."""
     cards.write(HERE / "methods")
-    (HERE / "notebooks").mkdir(exist_ok=True)
+    shutil.rmtree(HERE / "notebooks", ignore_errors=True)
+    (HERE / "notebooks").mkdir()
     for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
         shutil.copy2(notebook, HERE / "notebooks")
-    app.connect("source-read", link_cards)
+    app.connect("source-read", link_pages)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("missing-reference", passed_on)
 
 
-def link_cards(_: Any, page: str, source: list[str]) -> None:
-    """The table of methods leads to their cards."""
+def link_pages(_: Any, page: str, source: list[str]) -> None:
+    """Pages link as on GitHub: here to the pages of notebooks and methods, and to files as downloads."""
+    source[0] = re.sub(r"\]\((\.\./)+notebooks/", "](/notebooks/", source[0])
+    source[0] = re.sub(r"\]\((\.\./)+README\.md", "](/index.md", source[0])
+    source[0] = re.sub(r"\]\((?=(\.\./)+benchmarks/)", "](path:", source[0])
     if page == "methods":
         names = "|".join(cards.methods())
         linked = re.sub(rf"^\| `({names})` ", r"| [`\1`](methods/\1.md) ", source[0], flags=re.M)
