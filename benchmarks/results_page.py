@@ -114,6 +114,21 @@ def setting(name: str) -> str:
     return f"{about(found)}\n\n{markdown(['', *HEAD], rows)}"
 
 
+def parts() -> str:
+    """The paper's three parts, one after the other."""
+    found = runs("main", setting="larger", method="kd")
+    alone = runs("main", setting="larger", method="alone")
+    plain = [run for run in found if run["form"] == "plain"]
+    forms = {
+        "plain KD": "plain",
+        "elimination": "ramp, drop",
+        "elimination and rectification": "ramp, swap, constant",
+        "elimination, rectification and dynamic weights": "ramp, swap",
+    }
+    rows = [line([title], [run for run in found if run["form"] == form], plain, alone) for title, form in forms.items()]
+    return markdown(["", *HEAD], rows)
+
+
 def methods(name: str) -> str:
     """Other methods in one setting of the main matrix."""
     alone = runs("main", setting=name, method="alone")
@@ -185,8 +200,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "when": when,
     "machines": machines,
     **{name: lambda name=name: setting(name) for name in ("larger", "equal", "tenth", "noise")},  # type: ignore[misc]
+    "parts": parts,
     "methods larger": lambda: methods("larger"),
-    "methods tenth": lambda: methods("tenth"),
 }
 
 

@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and tiny networks lose by more
 
 
 @pytest.fixture(autouse=True)

@@ -152,7 +152,7 @@ def test_the_quickstart_runs_on_two_processes(launcher, tmp_path):
     program = ["-m", "lightning_biaskd"]
     if launcher == "torchrun":
         program = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *program]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     run = subprocess.run(
         [sys.executable, *program, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment
     )

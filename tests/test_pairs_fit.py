@@ -132,7 +132,7 @@ def test_on_two_processes_no_parameter_is_without_gradient():
     options = ["accelerator=cpu", "devices=2", "strategy=ddp", "max_epochs=1", "limit_train_batches=3"]
     options += ["limit_val_batches=1", "enable_progress_bar=false"]
     words = ["-m", "lightning_biaskd", "fit", *arguments, *(f"--trainer.{option}" for option in options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     run = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     last = torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)

@@ -8,6 +8,7 @@ from lightning_biaskd.distillers.crd import CRD, crd_loss
 from lightning_biaskd.distillers.ctkd import CTKD, ctkd_loss
 from lightning_biaskd.distillers.dist import DIST, dist_loss
 from lightning_biaskd.distillers.dkd import DKD, dkd_loss
+from lightning_biaskd.distillers.features import FeatureDistiller
 from lightning_biaskd.distillers.fitnet import FitNet, hint_loss
 from lightning_biaskd.distillers.kd import KD, kd_loss
 from lightning_biaskd.distillers.kdsvd import KDSVD, kdsvd_loss
@@ -68,6 +69,7 @@ __all__ = [
     "WSLD",
     "WTTM",
     "Distiller",
+    "FeatureDistiller",
     "FitNet",
     "LabelSmoothing",
     "LogitStandardization",

@@ -162,7 +162,7 @@ def test_the_command_leaves_three_files_and_takes_a_training_configuration(tmp_p
 
 
 def test_two_processes_count_every_view_once(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     arguments = ["audit", "--trainer.accelerator", "cpu", "--data.strong_view", "true"]  # 1,131 images: an odd number
     found = []
     for devices in (1, 2):
