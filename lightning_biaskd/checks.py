@@ -49,6 +49,17 @@ def check_teacher(teacher: Tensor, student: Tensor, batch_idx: int) -> None:
         )
 
 
+def check_views(sample: object, views: int, batch_idx: int) -> None:
+    """A batch of several views must hold the same images in each of its equal parts, where it numbers them."""
+    if not isinstance(sample, Tensor) or not may_read(sample, batch_idx):
+        return
+    if len(sample) % views or not bool((sample.view(views, -1) == sample[: len(sample) // views]).all()):
+        raise UserError(
+            f"this method compares {views} views of the same images, and a batch holds no such: set data.strong_view "
+            "to true, or views of the method to 1"
+        )
+
+
 def check_samples(sample: object, num_samples: int | None, batch_idx: int) -> Tensor:
     """The numbers (B,) of a batch's images must be there, below the number of images."""
     if not isinstance(sample, Tensor):

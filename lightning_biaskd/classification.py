@@ -296,6 +296,15 @@ class ClassificationModule(ResumableModule):
             schedule["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        try:
+            super().lr_scheduler_step(scheduler, metric)
+        except ValueError as error:  # OneCycleLR after its last step
+            raise UserError(
+                f"{type(scheduler).__name__}: {error}: give it as many steps as the run has: epochs, or with "
+                "lr_interval 'step' batches times epochs"
+            ) from error
+
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
     """Share of rows of logits (B, C) whose first class is the label (B,), or has the greatest share of a mixed one."""

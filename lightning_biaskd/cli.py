@@ -151,8 +151,16 @@ def main(args: Sequence[str] | None = None) -> None:
 
             sys.exit(run(arguments[1:]))
         command_line(BiasKDCLI, arguments)
-    except (UserError, MisconfigurationException, FileNotFoundError) as error:
+    except (UserError, MisconfigurationException, FileNotFoundError, IsADirectoryError) as error:
         _fail(str(error), status=1)
+    except RuntimeError as error:
+        if not (told := re.search(r"expected input.* channels, but got \d+ channels", str(error))):
+            raise
+        _fail(
+            f"{told[0]}: build the networks with the data's in_channels, or say by teacher_input or student_input "
+            "what they were trained to see",
+            status=1,
+        )
 
 
 def command_line(cli_class: type[BiasKDCLI], arguments: list[str], **kwargs: Any) -> BiasKDCLI:
@@ -195,7 +203,13 @@ def _with_config(arguments: list[str]) -> list[str]:
     flags = [argument.partition("=")[0] for argument in arguments]
     if arguments[0] != "compare" and not {"-c", "--config", "-h", "--help"}.intersection(flags):
         return [arguments[0], "--config", str(_default_config(arguments)), *arguments[1:]]
-    return [shipped(value) if flag in ("-c", "--config") else value for flag, value in zip(["", *flags], arguments)]  # noqa: B905
+    found = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag, inline, value = argument.partition("=")
+        if flag in ("-c", "--config") and inline:
+            argument = f"{flag}={shipped(value)}"
+        found.append(shipped(argument) if before in ("-c", "--config") else argument)
+    return found
 
 
 def _default_config(arguments: list[str]) -> Path:

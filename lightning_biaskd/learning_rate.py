@@ -20,8 +20,10 @@ def scale_learning_rate(optimizer: Optimizer, trainer: Trainer, batch_size: int)
         batch_size: images per step, over all processes and accumulated batches, that the rates are meant for.
 
     Raises:
-        UserError: there is no data module that says it.
+        UserError: there is no data module that says it, or ``batch_size`` is none.
     """
+    if batch_size < 1:
+        raise UserError(f"lr_batch_size={batch_size}: name the images per step that the learning rate is meant for")
     own = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
     if own is None:
         raise UserError("lr_batch_size needs to know the batch size: give a data module that has batch_size")

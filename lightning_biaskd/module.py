@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 
 from lightning_biaskd.bias import BiasStrategy, partition
 from lightning_biaskd.callbacks.dynamic_weights import DynamicWeights
-from lightning_biaskd.checks import check_samples, check_teacher
+from lightning_biaskd.checks import check_samples, check_teacher, check_views
 from lightning_biaskd.classes import ClassMap
 from lightning_biaskd.classification import ClassificationModule, accuracy
 from lightning_biaskd.data.batch import Batch
@@ -28,7 +28,7 @@ from lightning_biaskd.inputs import InputSpec, conversion, warn_of_pretrained
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.outputs import Outputs, with_sample
 from lightning_biaskd.rehearsal import first_images
-from lightning_biaskd.sharding import shard
+from lightning_biaskd.sharding import average_gradients, begin_alike, shard
 from lightning_biaskd.tap import FeatureTap, evaluating
 from lightning_biaskd.teacher import FrozenTeacher
 from lightning_biaskd.teacher_cache import TeacherCache
@@ -169,6 +169,8 @@ class DistillationModule(ClassificationModule):
         teacher, student = self.ask_teacher(batch), self.answer(image)
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)
+        if (views := max(term.views for term, _ in self.distiller.terms())) > 1:
+            check_views(batch[2] if len(batch) > 2 else None, views, batch_idx)
         if self.distiller.remembers:
             student = with_sample(student, self.sample(batch, batch_idx))
         ce = self.cross_entropy(student.logits, target)
@@ -272,11 +274,21 @@ class DistillationModule(ClassificationModule):
     def shard(self, mesh: DeviceMesh) -> None:
         """Spreads both networks over the processes, where the strategy is Lightning's ``ModelParallelStrategy``.
 
-        The teacher is then run as it is, as weights that are spread can't be folded.
+        The teacher is then run as it is, as weights that are spread can't be folded. What the method learns beside the
+        student, every process holds whole.
         """
+        if self.teacher_cache is not None:
+            raise UserError("networks that are spread over processes keep no cache of the teacher: leave it out")
         self.teacher.backend = "plain"
+        begin_alike(self.distiller, mesh)
         for network in (self.student, self.teacher.model):
+            begin_alike(network, mesh)
             shard(network, mesh)
+
+    def on_after_backward(self) -> None:
+        super().on_after_backward()
+        if self.device_mesh is not None:
+            average_gradients(self.distiller, self.device_mesh["data_parallel"])
 
     def rehearse(self, image: Tensor, num_samples: int | None = None) -> None:
         """Runs both networks once, so that features are found and adapters built before the optimizer is.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -21,4 +24,22 @@ def shard(network: nn.Module, mesh: DeviceMesh, least: int = 1_000_000) -> None:
     for child in network.children():
         if sum(parameter.numel() for parameter in child.parameters()) >= least:
             shard(child, mesh, least)
-    fully_shard(network, mesh=mesh, reshard_after_forward=True)  # a teacher has no backward that would do it
+    if type(network).forward is not nn.Module.forward:  # a list of modules has none
+        fully_shard(network, mesh=mesh, reshard_after_forward=True)  # a teacher has no backward that would do it
+
+
+def begin_alike(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Gives parameters and buffers of all processes the values of the first, as DDP does."""
+    group = mesh.get_group()
+    for tensor in chain(module.parameters(), module.buffers()):
+        there = tensor.detach().to(mesh.device_type)
+        dist.broadcast(there, dist.get_global_rank(group, 0), group)
+        tensor.detach().copy_(there)
+
+
+def average_gradients(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Averages the gradients of parameters that every process holds whole, as DDP does."""
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad, group=mesh.get_group())
+            parameter.grad /= mesh.size()

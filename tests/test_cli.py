@@ -156,6 +156,10 @@ def test_a_teacher_of_another_library_and_input_by_yaml_alone(tmp_path, teacher,
     assert teacher.classes.index.tolist() == [*range(9, -1, -1)]
 
 
+ONE_CYCLE = ["--model.lr_scheduler", "torch.optim.lr_scheduler.OneCycleLR", "--model.lr_scheduler.max_lr", "0.1"]
+ONE_CYCLE += ["--model.lr_scheduler.total_steps", "2", "--model.lr_interval", "step"]
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -178,6 +182,17 @@ def test_a_teacher_of_another_library_and_input_by_yaml_alone(tmp_path, teacher,
         (["--model.teacher_classes", "[1, -2]"], "a class map names"),
         (["--trainer.max_epochs", "-1"], "set max_epochs or max_steps"),
         (["--ckpt_path", "nothing.ckpt"], "nothing.ckpt"),
+        (["--ckpt_path", "."], "Is a directory"),
+        (["--data.batch_size", "0"], "a batch holds one image at least"),
+        (["--data.color_jitter", "3"], "a share from 0 to 1"),
+        (["--data.cutout", "-1"], "a side of 0 pixels or more"),
+        (["--model.lr_batch_size", "0"], "lr_batch_size=0"),
+        (["--model.student.in_channels", "3"], "channels, but got 1 channels: build the networks"),
+        (ONE_CYCLE, "OneCycleLR: Tried to step .*: give it as many steps as the run has"),
+        (
+            ["-c", "configs/quickstart.yaml", "-c", "configs/method/mlkd_two_views.yaml"],
+            "compares 2 views of the same images, .*: set data.strong_view",
+        ),
         (["-c", "nothing.yaml"], "nothing.yaml"),
     ],
 )
@@ -206,6 +221,19 @@ def test_the_command_outside_this_process():
     assert failed.returncode == 2
     assert "Traceback" not in failed.stderr
     assert failed.stderr.count("biaskd: error: ") == 1
+
+
+@pytest.mark.parametrize("flag", [["-c", "{}"], ["--config", "{}"], ["--config={}"]])
+def test_shipped_files_are_found_by_name_from_anywhere(flag, capsys):
+    words = [word.format("configs/recipe/teacher_digits.yaml") for word in flag]
+    with pytest.raises(SystemExit) as end:
+        main(["fit", *words, "--print_config"])
+    assert end.value.code == 0
+    assert "ClassificationModule" in capsys.readouterr().out
+
+
+def test_a_date_is_a_seed():
+    main(["fit", *FAST, "--data.seed", "20261124", "--seed_everything", "4294967295"])
 
 
 def test_a_class_in_the_current_folder_is_found(monkeypatch, capsys):

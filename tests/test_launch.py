@@ -8,18 +8,21 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 import torch
+from tiny import network
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 SHARED = """
-    import json, sys, warnings
+    import json, os, sys, warnings
     import torch
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
     from tiny import TinyData, network, snapshot, unchanged
     from torch import nn
     from lightning_biaskd import DKD, BiasStrategy, DistillationModule
+    from lightning_biaskd.distillers import FitNet
     from lightning_biaskd.models import CIFARResNet
     warnings.simplefilter("ignore")
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -120,6 +123,72 @@ def test_networks_are_spread_over_two_processes(tmp_path):
     assert {name.removeprefix("model.") for name in saved} == set(full)
     for name, value in full.items():
         assert torch.equal(saved[f"model.{name}"], value)
+
+
+def test_what_a_method_learns_is_trained_beside_spread_networks_as_under_ddp(tmp_path):
+    code = """
+        rank = os.environ["RANK"]
+        for kind, strategy in (
+            ("spread", ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)),
+            ("whole", DDPStrategy(process_group_backend="gloo")),
+        ):
+            torch.manual_seed(int(rank))  # the first process's networks are the ones that count
+            student = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 6))
+            module = DistillationModule(student, network(width=8), FitNet(["0"], ["0"]), BiasStrategy("swap"))
+            module.rehearse(torch.zeros(2, 1, 6, 6))
+            module.teacher.model.load_state_dict(torch.load("teacher.pt", weights_only=True))
+            trainer = Trainer(devices=2, strategy=strategy, max_epochs=2, enable_checkpointing=False, **quiet)
+            trainer.fit(module, TinyData(batch_size=4))
+            whole = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in module.named_parameters()}
+            torch.save({n: p.detach() for n, p in whole.items()}, kind + rank + ".pt")
+    """
+    torch.save(network(width=8).state_dict(), tmp_path / "teacher.pt")
+    run_program(code, 2, tmp_path)
+    expected = torch.load(tmp_path / "whole0.pt", weights_only=True)
+    assert any(name.startswith("distiller.") for name in expected)
+    for rank in range(2):
+        spread = torch.load(tmp_path / f"spread{rank}.pt", weights_only=True)
+        assert spread.keys() == expected.keys()
+        for name, value in spread.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["EMA", "cache"])
+def test_what_spread_networks_cannot_have_is_refused(what, tmp_path):
+    code = f"""
+        import pytest
+        from lightning_biaskd import EMA, UserError
+        cache = "cache" if {what!r} == "cache" else None
+        module = DistillationModule(network(), network(), bias=None, teacher_cache=cache)
+        strategy = ModelParallelStrategy(1, 1, save_distributed_checkpoint=False)
+        trainer = Trainer(devices=1, strategy=strategy, max_epochs=1, enable_checkpointing=False,
+                          callbacks=[EMA()] if {what!r} == "EMA" else [], **quiet)
+        with pytest.raises(UserError, match="spread over processes"):
+            trainer.fit(module, TinyData())
+    """
+    run_program(code, 1, tmp_path)
+
+
+def test_a_list_of_modules_is_spread_by_its_members(tmp_path):
+    code = """
+        from torch.distributed.device_mesh import init_device_mesh
+        from lightning_biaskd.sharding import shard
+        torch.distributed.init_process_group("gloo")
+        class Blocks(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+            def forward(self, x):
+                for block in self.blocks:
+                    x = block(x)
+                return x
+        net, x = Blocks(), torch.randn(2, 8)
+        before = net(x)
+        shard(net, init_device_mesh("cpu", (1,)), least=100)
+        torch.testing.assert_close(net(x), before)
+        torch.distributed.destroy_process_group()
+    """
+    run_program(code, 1, tmp_path)
 
 
 def test_two_nodes_on_loopback_train_the_quickstart(tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -35,7 +36,7 @@ class EMA(Callback):
         warmup: let short and young runs average over fewer.
 
     Raises:
-        UserError: a decay outside [0, 1), or a module without ``model``.
+        UserError: a decay outside [0, 1), a module without ``model``, or weights spread by ``ModelParallelStrategy``.
     """
 
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
@@ -50,6 +51,8 @@ class EMA(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(getattr(pl_module, "model", None), nn.Module):
             raise UserError(f"EMA averages the weights of module.model, and {type(pl_module).__name__} has none")
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise UserError("EMA doesn't average weights that are spread over processes: leave it out, or use DDP")
         if stage == TrainerFn.FITTING:
             self._others, self._averaged = None, False
 

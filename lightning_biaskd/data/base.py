@@ -24,9 +24,8 @@ class ImageDataModule(LightningDataModule):
     """Base of the data modules: splits, loaders, and normalisation and augmentation on the device.
 
     A subclass states the constants and gives :meth:`datasets`; one that fits in memory rather subclasses
-    :class:`InMemoryDataModule`. Views are drawn
-    on the device from (seed, epoch, sample) alone, so that any rank, any number of workers and any resumed run draws
-    the same.
+    :class:`InMemoryDataModule`. Views are drawn from (seed, epoch, image) alone, so that any rank, any number of
+    workers and any resumed run draws the same.
 
     Args:
         root: folder that holds the data.
@@ -34,7 +33,7 @@ class ImageDataModule(LightningDataModule):
         val_split: part of the training set held out for validation: a share below 1, or a number of images; 0 for none.
         seed: of the validation split and, together with that of ``seed_everything``, of order and augmentation.
         augment: whether training images are augmented, on the device; ``"torchvision"`` augments those in memory one
-            by one through Pillow instead, the usual way, from the random state of the process.
+            by one through Pillow instead, the usual way.
         num_workers: processes that load data; 0 loads in the training process.
         download: fetch the data into ``root`` if they aren't there.
         mix: mixes the images and labels of a training batch, after augmentation: ``MixUp`` or ``CutMix`` of
@@ -52,7 +51,8 @@ class ImageDataModule(LightningDataModule):
         num_samples: how many training images are numbered, those held out for validation among them.
 
     Raises:
-        UserError: data that aren't there or are damaged, labels out of range, or an impossible ``val_split``.
+        UserError: data that aren't there or are damaged, labels out of range, or an impossible ``val_split`` or
+            ``batch_size``.
     """
 
     num_classes: int
@@ -74,6 +74,8 @@ class ImageDataModule(LightningDataModule):
         mix: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: a batch holds one image at least")
         self.root = root
         self.batch_size = batch_size
         self.val_split = val_split
@@ -189,7 +191,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def drawing_seed(self) -> int:
         """Order and augmentation are drawn from it; ``seed``, and the run's where ``seed_everything`` set one."""
-        return (self.seed << 40) + (int(os.environ.get("PL_GLOBAL_SEED", 0)) << 16)  # epochs are added to it
+        return ((self.seed << 40) + (int(os.environ.get("PL_GLOBAL_SEED", 0)) << 16)) % 2**62  # epochs are added to it
 
     def loader(
         self, dataset: Dataset[Any] | None, kind: type[DataLoader[Any]] = DataLoader, **kwargs: Any

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from lightning_biaskd.data.augment import random_bits
+
 
 class Batch(NamedTuple):
     """What every loader yields.
@@ -86,6 +88,32 @@ class TorchvisionViews(Dataset[Any]):
     def __getitem__(self, item: int) -> tuple[Tensor, int, int]:
         image, target, index = self.images[item]
         return self.view(image), target, index
+
+
+class SeededViews(Dataset[Any]):
+    """Images that are augmented as they are fetched, each drawn by (seed, epoch, item), whichever process fetches it.
+
+    Args:
+        dataset: draws from torch's random state; its items are ``(image, target, index)``.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+        # shared, as workers live longer than an epoch
+        self._seed_and_epoch = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def begin(self, seed: int, epoch: int) -> None:
+        """Tells all processes that an epoch begins."""
+        self._seed_and_epoch.copy_(torch.tensor([seed, epoch]))
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, item: int) -> Any:
+        seed, epoch = self._seed_and_epoch.tolist()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(random_bits(seed, epoch, torch.tensor([item]))))
+            return self.dataset[item]
 
 
 def collate(samples: Any) -> Batch:

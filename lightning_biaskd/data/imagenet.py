@@ -13,6 +13,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from lightning_biaskd.data.base import ImageDataModule
+from lightning_biaskd.data.batch import SeededViews
 from lightning_biaskd.errors import UserError
 
 
@@ -74,7 +75,8 @@ class ImageNetDataModule(ImageDataModule):
         self.num_classes, self.class_names = len(train.classes), train.classes
         kept, held_out = self.split(len(train))
         val = _IndexedFolder(train.root, self._test_view)
-        return Subset(train, kept.tolist()), Subset(val, held_out.tolist()) if len(held_out) else None, test
+        training = SeededViews(Subset(train, kept.tolist()))
+        return training, Subset(val, held_out.tolist()) if len(held_out) else None, test
 
     def _folder(self, name: str, transform: Callable[[Any], Tensor]) -> _IndexedFolder:
         path = Path(self.root) / name

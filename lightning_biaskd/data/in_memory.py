@@ -22,7 +22,7 @@ from lightning_biaskd.data.augment import (
     view_number,
 )
 from lightning_biaskd.data.base import ImageDataModule
-from lightning_biaskd.data.batch import Batch, TensorImages, TorchvisionViews
+from lightning_biaskd.data.batch import Batch, SeededViews, TensorImages, TorchvisionViews
 from lightning_biaskd.data.strong_view import strong_view
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.fingerprint import fingerprint
@@ -55,7 +55,7 @@ class InMemoryDataModule(ImageDataModule):
         flip: whether to mirror at random.
 
     Raises:
-        UserError: no view at all.
+        UserError: no view at all, or an impossible cut-out or range of colours.
     """
 
     padding: ClassVar[int] = 4
@@ -75,6 +75,10 @@ class InMemoryDataModule(ImageDataModule):
         super().__init__(*args, **kwargs)
         if views is not None and views < 1:
             raise UserError(f"views={views} leaves nothing to train on: give 1 at least, or null for all views")
+        if cutout < 0 or not 0 <= color_jitter <= 1:
+            raise UserError(
+                f"cutout={cutout} and color_jitter={color_jitter}: a side of 0 pixels or more, and a share from 0 to 1"
+            )
         self.through_pillow = self.augment == "torchvision"
         self.strong_view = strong_view
         self.cutout = cutout
@@ -180,7 +184,7 @@ class InMemoryDataModule(ImageDataModule):
         train = self._subset(train)
         test_image, test_target = self._checked("test")
         images = TensorImages(image, self._noisy(target, train), train)
-        training = TorchvisionViews(images, self.padding, self.flip) if self.through_pillow else images
+        training = SeededViews(TorchvisionViews(images, self.padding, self.flip)) if self.through_pillow else images
         return (
             training,
             TensorImages(image, target, val) if len(val) else None,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from lightning_biaskd.data.batch import SeededViews
 from lightning_biaskd.errors import UserError
 
 
@@ -44,6 +45,8 @@ class ResumableLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # lazy, as the epoch is told after iter() is called
         epoch, done = self.sampler.start
         self._given = done // (self.batch_size or 1) if epoch == self.sampler.epoch else 0
+        if isinstance(self.dataset, SeededViews):
+            self.dataset.begin(self.sampler.seed, self.sampler.epoch)
         seed = self.sampler.seed + self.sampler.epoch
         self.generator = torch.Generator().manual_seed(seed)  # what workers are seeded from
         for batch in super().__iter__():

@@ -161,9 +161,12 @@ class Distiller(nn.Module):
         """Tells the method the 0-based epoch. What it schedules is a function of that alone, so resuming is exact."""
         self.ramp.fill_(min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0)
 
-    def terms(self) -> Iterator[tuple[Distiller, float]]:
-        """The methods that this one is a weighted sum of, each with its weight; of a single method, itself."""
-        yield self, 1.0
+    def terms(self) -> Iterator[tuple[Distiller, float | Tensor]]:
+        """The methods that this one is a weighted sum of, each with its weight; of a single method, itself.
+
+        The weight of a method that warms up is a scalar tensor. Who calls methods one by one applies it.
+        """
+        yield self, self.ramp if self.warmup_epochs else 1.0
 
     def extra_repr(self) -> str:
         warmup = f", warmup_epochs={self.warmup_epochs}" if self.warmup_epochs else ""
@@ -208,3 +211,8 @@ class Wrapper(Distiller):
     def set_epoch(self, epoch: int) -> None:
         """See :class:`Distiller`; the inner method is told."""
         self.distiller.set_epoch(epoch)
+
+    def terms(self) -> Iterator[tuple[Distiller, float | Tensor]]:
+        """See :class:`Distiller`; the method warms up as the inner one does."""
+        inner, weight = next(self.distiller.terms())
+        yield self, weight if inner is self.distiller else 1.0

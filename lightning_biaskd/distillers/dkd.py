@@ -71,8 +71,7 @@ class DKD(Distiller):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        loss = dkd_loss(student.logits, teacher.logits, target, self.alpha, self.beta, self.temperature)
-        return self.ramp * loss
+        return dkd_loss(student.logits, teacher.logits, target, self.alpha, self.beta, self.temperature)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, beta={self.beta}, {super().extra_repr()}"

@@ -108,7 +108,7 @@ class ReviewKD(FeatureDistiller):
         for fusion, (s, t) in zip(learned(self.connectors), self._levels(student, teacher), strict=True):
             answer, fused = fusion(s, fused, t.shape[2:])
             losses.append(review_kd_loss(answer, t))
-        return self.ramp * torch.stack(losses).sum(0)
+        return torch.stack(losses).sum(0)
 
     def _levels(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         """Maps of student and teacher from the deepest, the embedding as a map of one pixel, to the first."""

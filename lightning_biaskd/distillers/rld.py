@@ -102,7 +102,7 @@ class RLD(Distiller):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        loss = rld_loss(
+        return rld_loss(
             student.logits,
             teacher.logits,
             target,
@@ -111,7 +111,6 @@ class RLD(Distiller):
             self.temperature,
             self.confidence_temperature,
         )
-        return self.ramp * loss
 
     def extra_repr(self) -> str:
         return (

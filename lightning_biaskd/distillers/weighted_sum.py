@@ -25,10 +25,10 @@ class WeightedSum(Distiller):
         ValueError: no parts.
 
     Example:
-        >>> from lightning_biaskd.distillers import DKD, KD
-        >>> both = WeightedSum([(KD(), 1.0), (WeightedSum([(DKD(), 0.5)]), 2.0)])
+        >>> from lightning_biaskd.distillers import DIST, KD
+        >>> both = WeightedSum([(KD(), 1.0), (WeightedSum([(DIST(), 0.5)]), 2.0)])
         >>> [(type(part).__name__, weight) for part, weight in both.terms()]
-        [('KD', 1.0), ('DKD', 1.0)]
+        [('KD', 1.0), ('DIST', 1.0)]
     """
 
     def __init__(self, parts: Sequence[tuple[Distiller, float]]) -> None:
@@ -44,7 +44,7 @@ class WeightedSum(Distiller):
         self.rectifiable = any(part.rectifiable for part in terms)
         self.remembers = any(part.remembers for part in terms)
 
-    def terms(self) -> Iterator[tuple[Distiller, float]]:
+    def terms(self) -> Iterator[tuple[Distiller, float | Tensor]]:
         """See :class:`Distiller`; a sum inside a sum is flattened."""
         for part, weight in zip(self.parts, self.weights, strict=True):
             for term, factor in part.terms():  # type: ignore[operator]  # ModuleList forgets the type

@@ -323,8 +323,37 @@ def test_imagenet_reads_class_folders(tmp_path, trainer):
     assert data.num_classes == 3
     assert data.class_names == ["cat", "dog", "eel"]
     assert (len(data.train_set), len(data.val_set)) == (14, 4)
-    assert not set(data.train_set.indices) & set(data.val_set.indices)
+    assert not set(data.train_set.dataset.indices) & set(data.val_set.indices)
     assert views(trainer, data)[0].shape == (14, 3, 32, 32)
+
+
+@pytest.mark.parametrize("kind", ["folders", "torchvision"])
+def test_views_of_single_images_follow_from_seed_epoch_and_image(tmp_path, kind):
+    """Whatever was drawn before, and whichever process decodes; so a resumed run sees the same."""
+    write_folders(tmp_path)
+
+    def epochs(first, last, workers):
+        torch.manual_seed(workers + first)
+        if kind == "folders":
+            data = ImageNetDataModule(str(tmp_path), val_split=4, num_workers=workers, image_size=32, batch_size=5)
+        else:
+            data = DigitsDataModule(augment="torchvision", num_workers=workers, batch_size=500)
+        data.setup()
+        loader = data.train_dataloader()
+        found = []
+        for epoch in range(first, last):
+            iterator = iter(loader)
+            loader.sampler.set_epoch(epoch)
+            before = torch.get_rng_state()
+            found.append(torch.cat([batch.image for batch in iterator]))
+            assert torch.equal(torch.get_rng_state(), before)
+        return found
+
+    whole, rest, by_workers = epochs(0, 3, 0), epochs(2, 3, 0), epochs(1, 3, 2)
+    assert torch.equal(whole[2], rest[0])
+    assert torch.equal(whole[1], by_workers[0])
+    assert torch.equal(whole[2], by_workers[1])
+    assert not torch.equal(whole[0], whole[1])
 
 
 def test_imagenet_folders_must_agree(tmp_path):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from properties import ALL, batch
 from settings import SETTINGS
 
-from lightning_biaskd import DKD, KD, Distiller, Outputs, WeightedSum, distillers
+from lightning_biaskd import DKD, KD, BiasStrategy, DistillationModule, Distiller, Outputs, WeightedSum, distillers
 from lightning_biaskd.bias import rectify_logits
 from lightning_biaskd.distillers import DIST, TTM, LabelSmoothing, LogitStandardization, standardize, wsld_loss
 
@@ -69,9 +69,32 @@ def test_dkd_warms_up_by_the_epoch_alone():
     dkd = DKD(warmup_epochs=20)
     full = dkd(Outputs(student), Outputs(teacher), target)
     for epoch, factor in ((0, 1 / 20), (9, 0.5), (19, 1.0), (50, 1.0), (4, 0.25)):
-        WeightedSum([(dkd, 1.0)]).set_epoch(epoch)
-        torch.testing.assert_close(dkd(Outputs(student), Outputs(teacher), target), factor * full)
+        method = WeightedSum([(dkd, 2.0)])
+        method.set_epoch(epoch)
+        torch.testing.assert_close(method(Outputs(student), Outputs(teacher), target), 2 * factor * full)
     assert not dkd.state_dict()
+
+
+class Own(Distiller):
+    def forward(self, student, teacher, target, keep=None):
+        return (student.logits - teacher.logits).square().mean(1)
+
+
+@pytest.mark.parametrize("wrap", [lambda method: method, LogitStandardization, lambda m: WeightedSum([(m, 1.0)])])
+@pytest.mark.parametrize("bias", [BiasStrategy("swap"), BiasStrategy("none", "batch", "ramp"), None])
+def test_any_method_can_warm_up(wrap, bias):
+    totals, (student, teacher, target) = [], batch()
+    for method in (wrap(Own()), wrap(Own(warmup_epochs=4))):
+        method.set_epoch(0)
+        answers = Outputs(student), Outputs(teacher)
+        if bias is None:
+            module = DistillationModule(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), method, None)
+            module.distiller.set_epoch(0)
+            totals.append(module.distillation_loss(*answers, target)[0])
+        else:
+            totals.append(bias(method, *answers, target).total)
+    assert totals[0] > 0
+    torch.testing.assert_close(4 * totals[1], totals[0])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
