@@ -76,7 +76,7 @@ class TeacherCache:
         if not countable or data.num_samples is None or num_classes is None:
             raise UserError(
                 "a cache of the teacher needs a data module whose views can be counted: data in memory without "
-                "strong_view, and with views=16 or so where cutout or color_jitter are on"
+                "strong_view, and with views=16 or so where cutout, color_jitter or an augmentation of your own are on"
             )
         self._slots = data.view_count + 1  # and the image as it is
         rows = data.num_samples * self._slots
