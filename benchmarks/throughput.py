@@ -31,6 +31,7 @@ from timing import save, seconds, synchronize, table
 from torch import Tensor, nn
 
 from lightning_biaskd import KD, BiasStrategy, DistillationModule, TeacherCache
+from lightning_biaskd.audit.measure import QUIET
 from lightning_biaskd.data import CIFAR100DataModule, FashionMNISTDataModule, InMemoryDataModule
 from lightning_biaskd.data.augment import random_bits
 from lightning_biaskd.data.batch import TensorImages
@@ -198,7 +199,7 @@ def run() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "cache")
         cached = distil(teacher_cache=TeacherCache(path, "float32"))
-        fill_cache(cached, data())
+        fill_cache(cached, data(), Trainer(precision=args.precision, devices=1, **QUIET))
         for name, module in (("no cache", distil()), ("warm cache", cached)):
             turns = Turns(others(), args.rounds)
             fit(module, data(), [turns], args, folder)

@@ -148,10 +148,11 @@ def _pairs(model: nn.Module, image: Tensor) -> list[tuple[str, str]]:
         for hook in hooks:
             hook.remove()
     runs = [name for name, *_ in calls]
+    seen = {id(output) for _, module, _, output in calls if module._forward_hooks}  # by it or a module around it
     made = {
         id(output): name
         for name, module, _, output in calls
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not module._forward_hooks
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and id(output) not in seen
     }
     pairs = []
     for name, module, read, _ in calls:

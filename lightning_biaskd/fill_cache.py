@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_biaskd.audit.measure import QUIET
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.inputs import InputSpec
 from lightning_biaskd.module import DistillationModule
+from lightning_biaskd.outputs import Outputs
 
 
 def fill_cache(module: LightningModule, datamodule: LightningDataModule, trainer: Trainer | None = None) -> None:
@@ -21,7 +22,8 @@ def fill_cache(module: LightningModule, datamodule: LightningDataModule, trainer
     Args:
         module: a :class:`~lightning_biaskd.DistillationModule` with a ``teacher_cache``.
         datamodule: the data that it will be trained on.
-        trainer: gives devices and precision; it should neither log nor save. ``None`` for what there is.
+        trainer: gives devices and precision, which is to be that of training unless the teacher has its own; it should
+            neither log nor save. ``None`` for what there is, and 32-true.
 
     Raises:
         UserError: the module has no cache; or as :meth:`TeacherCache.open` says.
@@ -51,6 +53,11 @@ class _Filler(LightningModule):
 
     validation_step = training_step
 
+    def ask(self, image: Tensor) -> Outputs:
+        """The teacher's outputs as in a step, in the Trainer's precision."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.teacher(image)  # type: ignore[no-any-return]
+
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         given = InputSpec.of_data(data)
@@ -60,5 +67,5 @@ class _Filler(LightningModule):
         self.cache.open(self.teacher, data, getattr(data, "num_classes", None))
         with Progress(disable=not self.trainer.is_global_zero) as progress:
             task = progress.add_task("the teacher answers", total=None)
-            for done, total in self.cache.fill(self.teacher, data, self.device):
+            for done, total in self.cache.fill(self.ask, data, self.device):
                 progress.update(task, completed=done, total=total)

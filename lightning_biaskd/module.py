@@ -185,8 +185,9 @@ class DistillationModule(ClassificationModule):
         }
 
     def ask_teacher(self, batch: Sequence[Any]) -> Outputs:
-        """The teacher's outputs for a batch, from its cache where it has one for such a batch."""
-        if self.teacher_cache is not None and self.teacher_cache.is_open and getattr(batch, "view", None) is not None:
+        """The teacher's outputs for a batch; in fit, from its cache where it has one for such a batch."""
+        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING  # what it was opened for
+        if fitting and self.teacher_cache is not None and getattr(batch, "view", None) is not None:
             return self.teacher_cache.answer(cast("Batch", batch), self.teacher)
         return self.teacher(batch[0])  # type: ignore[no-any-return]
 

@@ -102,10 +102,10 @@ class FrozenTeacher(nn.Module):
         return outputs if self.classes is None else self.classes.outputs(outputs)
 
     def fingerprint(self) -> str:
-        """Names what it answers: its network, weights and precision, and what is done to images and classes."""
+        """Names what it answers: its layers, weights and precision, and what is done to images and classes."""
         classes = None if self.classes is None else self.classes.index
         weights = self.model.state_dict()
-        given = type(self.model).__name__, list(weights), repr(self.convert), self.precision
+        given = repr(self.model), list(weights), repr(self.convert), self.precision
         return fingerprint(*given, classes, *weights.values())
 
     def extra_repr(self) -> str:

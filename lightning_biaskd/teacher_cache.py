@@ -21,7 +21,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.outputs import Outputs
 from lightning_biaskd.teacher import FrozenTeacher
 
-_VERSION = 1
+_VERSION = 2
 
 
 class TeacherCache:
@@ -29,9 +29,9 @@ class TeacherCache:
 
     They are filled in as training asks for them, or all at once by ``biaskd cache``. Only logits are stored, not what
     is made of them, so one cache serves every method and rectification; methods that read features can't use it. The
-    folder also holds what it was made of: another teacher, other images or another augmentation are refused. Processes
-    on one machine share it, and a killed run leaves it in order. Validation images are stored as they are, the test set
-    isn't.
+    folder also holds what it was made of: another teacher, precision, other images or another augmentation are refused.
+    The code of networks and data modules of your own goes by its name alone. Processes on one machine share the folder,
+    and a killed run leaves it in order. Validation images are stored as they are, the test set isn't.
 
     With all views of CIFAR's augmentation there are 162 per image, 1.6 GB in half precision; ``views=16`` of the data
     module draws from 16 fixed ones, 162 MB.
@@ -43,10 +43,13 @@ class TeacherCache:
             is; ``None`` for all. For many classes.
 
     Raises:
-        UserError: the folder holds something else, or its disk has no room.
+        UserError: the folder holds something else or is damaged, its disk has no room, ``topk`` is below 1, or logits
+            to be stored aren't finite.
     """
 
     def __init__(self, path: str, dtype: Literal["float16", "float32"] = "float16", topk: int | None = None) -> None:
+        if topk is not None and topk < 1:
+            raise UserError(f"topk={topk} stores no logit of any class: give 1 at least, or null for all")
         self.path = Path(path)
         self.dtype = dtype
         self.topk = topk
@@ -56,17 +59,12 @@ class TeacherCache:
         self._resident: tuple[Tensor, Tensor | None] | None = None
         self._slots = 0
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it is known whose answers these are."""
-        return self._logits is not None
-
     def open(self, teacher: FrozenTeacher, data: Any, num_classes: int | None) -> None:
         """Makes the folder, or verifies that it belongs to this teacher and these data.
 
         Args:
             teacher: that answers.
-            data: the data module that hands out its images.
+            data: the data module that hands out its images; its Trainer gives the precision of a teacher without one.
             num_classes: C, the number of classes.
 
         Raises:
@@ -76,7 +74,7 @@ class TeacherCache:
         if not countable or data.num_samples is None or num_classes is None:
             raise UserError(
                 "a cache of the teacher needs a data module whose views can be counted: data in memory without "
-                "strong_view, and with views=16 or so where cutout or color_jitter are on"
+                "strong_view, and with views=16 or so where cutout, color_jitter or an augmentation of your own are on"
             )
         self._slots = data.view_count + 1  # and the image as it is
         rows = data.num_samples * self._slots
@@ -87,6 +85,7 @@ class TeacherCache:
         header = {
             "version": _VERSION,
             "teacher": teacher.fingerprint(),
+            "precision": teacher.precision or ("32-true" if data.trainer is None else data.trainer.precision),
             "data": data.fingerprint(),
             "rows": rows,
             "classes": num_classes,
@@ -102,7 +101,10 @@ class TeacherCache:
     def _check(self, header: dict[str, Any], size: int) -> None:
         place = self.path / "header.json"
         if place.is_file():
-            found = json.loads(place.read_text())
+            try:
+                found = dict(json.loads(place.read_text()))
+            except (ValueError, TypeError):
+                raise UserError(f"'{place}' is damaged: delete its folder, or name another") from None
             other = [name for name, value in header.items() if found.get(name) != value]
             if other:
                 raise UserError(
@@ -122,7 +124,14 @@ class TeacherCache:
         self.path.mkdir(parents=True, exist_ok=True)
         draft = place.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(header, indent=1))
-        draft.replace(place)
+        try:
+            os.link(draft, place)  # unlike a rename, it fails if another process was first
+        except FileExistsError:
+            self._check(header, size)
+        except OSError:  # a disk without links
+            draft.replace(place)
+        finally:
+            draft.unlink(missing_ok=True)
 
     def _map(self, name: str, dtype: str, rows: int, columns: int) -> Tensor:
         """A file as a tensor (rows, columns); it is made at its full size, of which nothing is on the disk yet."""
@@ -171,19 +180,31 @@ class TeacherCache:
         return (wanted.view(-1) & (self._filled == 0)).nonzero().view(-1)
 
     def fill(
-        self, teacher: FrozenTeacher, data: InMemoryDataModule, device: torch.device, batch_size: int = 512
+        self,
+        ask: Callable[[Tensor], Outputs],
+        data: InMemoryDataModule,
+        device: torch.device,
+        batch_size: int = 512,
     ) -> Iterator[tuple[int, int]]:
         """Fills in what is missing, this process its share of it.
+
+        Args:
+            ask: the teacher, from images to outputs.
+            data: as of :meth:`open`.
+            device: where the teacher is.
+            batch_size: how many images it is asked for at once.
 
         Yields:
             How many answers are in, and of how many, after each batch.
         """
-        slots = self.missing(data)[rank() :: world_size()]
+        slots = self.missing(data)
+        # shared by the images' numbers, as what is missing shrinks while other processes fill
+        slots = slots[slots // self._slots % world_size() == rank()]
         for start in range(0, len(slots), batch_size):
             some = slots[start : start + batch_size]
             sample, view = (some // self._slots).to(device), (some % self._slots).to(device)
             image = data.numbered_images(sample, view)
-            self._write(some, teacher(image).logits)
+            self._write(some, ask(image).logits)
             yield start + len(some), len(slots)
 
     def _read(self, logits: Tensor, classes: Tensor | None, slot: Tensor) -> Tensor:
@@ -195,12 +216,18 @@ class TeacherCache:
 
     def _write(self, slot: Tensor, logits: Tensor) -> None:
         assert self._logits is not None
+        logits = logits.detach().float()
+        if not bool(logits.isfinite().all()):
+            raise UserError(
+                "the teacher's logits hold NaN or infinity, which its cache doesn't keep: check its weights, its "
+                "precision and the normalisation of its input"
+            )
         if self._classes is not None:
-            values, classes = logits.float().topk(self._classes.shape[1], dim=1)
-            others = logits.float().scatter(1, classes, -torch.inf).logsumexp(1, keepdim=True)
+            values, classes = logits.topk(self._classes.shape[1], dim=1)
+            others = logits.scatter(1, classes, -torch.inf).logsumexp(1, keepdim=True)
             left = max(self.num_classes - classes.shape[1], 1)
             logits = torch.cat([values, others - np.log(left)], dim=1)
             self._classes[slot] = classes.to("cpu", self._classes.dtype)
         limit = torch.finfo(self._logits.dtype).max
-        self._logits[slot] = logits.detach().clamp(-limit, limit).to("cpu", self._logits.dtype)
+        self._logits[slot] = logits.clamp(-limit, limit).to("cpu", self._logits.dtype)
         self._filled[slot] = 1  # last, so that a process killed in between leaves nothing half written behind

@@ -66,6 +66,14 @@ def test_features_are_those_of_the_network_itself():
     assert norms(fast.model) == 1  # that whose convolution is read
 
 
+def test_a_feature_that_a_module_around_the_convolution_returns_is_the_networks_own():
+    net, image = settled(nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(1)))
+    plain = net[0](image)
+    fast = accelerate(FeatureTap(net, ["0"]), image)
+    torch.testing.assert_close(fast(image).features["0"], plain)
+    assert norms(fast.model) == 1
+
+
 class Twice(nn.Module):
     """Reads a convolution's output twice, once where nobody sees it, so that nothing may be folded into it."""
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from lightning_biaskd import DistillationModule, FrozenTeacher, TeacherCache, UserError
 from lightning_biaskd.cli import main
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.distillers import SDD
+from lightning_biaskd.fill_cache import fill_cache
 from lightning_biaskd.models import CIFARResNet
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +94,80 @@ def test_other_teachers_data_and_forms_are_refused(trainer, tmp_path):
     other = TeacherCache(str(tmp_path), "float32")
     with pytest.raises(UserError, match="another dtype"):
         trainer().fit(DistillationModule(net(), net(width=6), teacher_cache=other), data())
+    with pytest.raises(UserError, match=r"another precision \(32-true, not bf16-mixed\)"):
+        trainer(precision="bf16-mixed").fit(
+            DistillationModule(net(), net(width=6), teacher_cache=str(tmp_path)), data()
+        )
+
+
+class TeacherLogits(Callback):
+    """Keeps what the teacher said in each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(outputs["teacher_logits"].float())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_answers_are_in_the_precision_of_the_run(precision, trainer, tmp_path):
+    plain, cached = TeacherLogits(), TeacherLogits()
+    trainer(precision=precision, callbacks=[plain]).fit(DistillationModule(net(seed=1), net(width=6)), data())
+    cache = TeacherCache(str(tmp_path), "float32")
+    module = DistillationModule(net(seed=1), net(width=6), teacher_cache=cache)
+    fill_cache(module, data(), trainer(precision=precision))
+    module.teacher.__class__ = Asked
+    trainer(precision=precision, callbacks=[cached], num_sanity_val_steps=0).fit(module, data())
+    assert module.teacher.asked == 0
+    for ours, theirs in zip(cached.seen, plain.seen, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_evaluation_outside_fit_asks_the_teacher(trainer, tmp_path):
+    module = run(trainer, str(tmp_path), epochs=1)
+    before, asked = {path.name: path.read_bytes() for path in tmp_path.iterdir()}, module.teacher.asked
+    trainer().validate(module, data(val_split=64, seed=3), verbose=False)
+    assert module.teacher.asked == asked + 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_of_two_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
+    source = data()
+    source.setup()
+    free = shutil.disk_usage
+
+    def meanwhile(folder):
+        monkeypatch.undo()
+        TeacherCache(str(tmp_path)).open(FrozenTeacher(net(width=6)), source, 10)
+        return free(folder)
+
+    monkeypatch.setattr("shutil.disk_usage", meanwhile)
+    with pytest.raises(UserError, match="was made of another teacher"):
+        TeacherCache(str(tmp_path)).open(FrozenTeacher(net(width=7)), source, 10)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".bin", ".bin", ".json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "null"])
+def test_a_damaged_header_is_one_line(text, trainer, tmp_path):
+    (tmp_path / "header.json").write_text(text)
+    with pytest.raises(UserError, match="header.json' is damaged: delete its folder"):
+        run(trainer, str(tmp_path))
+
+
+def test_processes_that_share_the_filling_leave_nothing_out(tmp_path, monkeypatch):
+    source = data()
+    source.setup()
+    cache, teacher = TeacherCache(str(tmp_path)), FrozenTeacher(net(width=6))
+    cache.open(teacher, source, 10)
+    monkeypatch.setattr("lightning_biaskd.teacher_cache.world_size", lambda: 2)
+    shares = []
+    for rank in (0, 1):  # the second looks for what is missing when the first has filled some of it
+        monkeypatch.setattr("lightning_biaskd.teacher_cache.rank", lambda rank=rank: rank)
+        shares += [total for _, total in cache.fill(teacher, source, torch.device("cpu"))][-1:]
+    assert not cache.missing(source).numel()
+    assert sum(shares) == 3 * 100 + 57
+    assert min(shares) > 100
 
 
 def test_splits_and_labels_do_not_matter(trainer, tmp_path):
@@ -136,10 +213,29 @@ def test_largest_logits_and_the_sum_of_the_others(trainer, tmp_path):
     assert all(len(row[~row.isnan()].unique()) == 1 for row in rest)
 
 
-def test_half_precision_holds_what_is_out_of_its_range(tmp_path, trainer):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_precision_holds_what_is_out_of_its_range(dtype, tmp_path, trainer):
     module = run(trainer, TeacherCache(str(tmp_path)), epochs=1)
-    module.teacher_cache._write(torch.tensor([0]), torch.full((1, 10), 1e9))
+    module.teacher_cache._write(torch.tensor([0]), torch.full((1, 10), 1e9, dtype=dtype))
     assert module.teacher_cache._logits[0].isfinite().all()
+
+
+def test_what_is_not_finite_is_not_kept(tmp_path):
+    source = data()
+    source.setup()
+    model = net(width=6)
+    model.fc.bias.data[3] = torch.nan
+    cache, teacher = TeacherCache(str(tmp_path)), FrozenTeacher(model)
+    cache.open(teacher, source, 10)
+    missing = cache.missing(source)
+    with pytest.raises(UserError, match="NaN or infinity, which its cache doesn't keep"):
+        list(cache.fill(teacher, source, torch.device("cpu")))
+    assert torch.equal(cache.missing(source), missing)
+
+
+def test_no_logit_at_all_is_one_line():
+    with pytest.raises(UserError, match="topk=0 stores no logit"):
+        TeacherCache("nowhere", topk=0)
 
 
 def test_killed_while_it_fills_it_goes_on(tmp_path):
@@ -202,6 +298,11 @@ def test_a_fingerprint_is_of_weights_and_of_what_surrounds_them():
     teacher = FrozenTeacher(net())
     names = {teacher.fingerprint(), FrozenTeacher(net(), precision="bf16").fingerprint()}
     names |= {FrozenTeacher(net(seed=1)).fingerprint(), FrozenTeacher(net(width=5)).fingerprint()}
-    assert len(names) == 4
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(4, 3)
+    names |= {
+        FrozenTeacher(torch.nn.Sequential(linear, kind())).fingerprint() for kind in (torch.nn.ReLU, torch.nn.Tanh)
+    }
+    assert len(names) == 6
     teacher.model.to(memory_format=torch.channels_last)
     assert teacher.fingerprint() == FrozenTeacher(net()).fingerprint()

@@ -152,14 +152,16 @@ class ImageDataModule(LightningDataModule):
         return batch._replace(image=image, target=target)
 
     def normalized(self, image: Tensor) -> Tensor:
-        """Pixels (B, D, H, W) in 0…255 to floats of about zero mean and unit variance."""
+        """Pixels (B, D, H, W) in 0…255 to floats of about zero mean and unit variance, in the Trainer's precision."""
         scale, shift = self._affine or (None, None)
         if scale is None or shift is None or scale.shape[1:] != image.shape[1:] or scale.device != image.device:
             # once, as a copy waits for the device; as large as an image, as a row of numbers is faster than three
             mean, std = torch.tensor([self.mean, self.std], device=image.device)[:, None, :, None, None]
             whole = torch.ones_like(image[:1], dtype=torch.float32)
             scale, shift = self._affine = (whole / (255 * std), -whole * mean / std)
-        return image.to(torch.float32, copy=True).mul_(scale).add_(shift)
+        image = image.to(torch.float32, copy=True).mul_(scale).add_(shift)
+        # the Trainer has converted the batch before, when it held integers
+        return image if self.trainer is None else cast("Tensor", self.trainer.precision_plugin.convert_input(image))
 
     def train_dataloader(self) -> DataLoader[Any]:
         ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)

@@ -108,14 +108,21 @@ class InMemoryDataModule(ImageDataModule):
 
     @property
     def view_count(self) -> int | None:
-        """See :class:`ImageDataModule`."""
-        if self.strong_view or self.through_pillow:
+        """See :class:`ImageDataModule`.
+
+        ``None`` too where a subclass changes what training sees, unless it is :meth:`augmented` and views are fixed.
+        """
+        if self.strong_view or self.through_pillow or self._overrides("training_views", "on_after_batch_transfer"):
             return None
         if not self.augment:
             return 1
         if self.fixed_views is not None:
             return self.fixed_views
-        return None if self.cutout or self.color_jitter else count_views(self.padding, self.flip)
+        cropped_only = not (self.cutout or self.color_jitter or self._overrides("augmented"))
+        return count_views(self.padding, self.flip) if cropped_only else None
+
+    def _overrides(self, *methods: str) -> bool:
+        return any(getattr(type(self), name) is not getattr(InMemoryDataModule, name) for name in methods)
 
     def training_views(self, batch: Batch, bits: Tensor) -> Batch:
         """See :class:`ImageDataModule`; the strong views, if wanted, follow the weak ones. They are cropped anew."""
@@ -169,10 +176,14 @@ class InMemoryDataModule(ImageDataModule):
             yield cast("TensorImages", self.val_set).index, torch.tensor([count])
 
     def fingerprint(self) -> str:
-        """Names the training images and the views that numbers stand for; splits and labels don't matter."""
+        """Names the training images and the views that numbers stand for; splits and labels don't matter.
+
+        A subclass's augmentation goes by the name of the class, not by its code.
+        """
         drawn = (self.fixed_views, self.seed) if self.fixed_views is not None else None
         views = self.augment, self.padding, self.flip, self.cutout, self.color_jitter, drawn
-        return fingerprint(*views, self.mean, self.std, cast("TensorImages", self.train_set).image)
+        name = type(self).__module__, type(self).__qualname__
+        return fingerprint(*name, *views, self.mean, self.std, cast("TensorImages", self.train_set).image)
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any]]:
         """See :class:`ImageDataModule`."""

@@ -14,6 +14,7 @@ from lightning_biaskd.data import (
     FashionMNISTDataModule,
     ImageNetDataModule,
 )
+from lightning_biaskd.data.augment import further_bits
 
 
 class Views(LightningModule):
@@ -172,6 +173,13 @@ def test_pixels_become_floats_of_zero_mean_and_unit_variance():
         torch.testing.assert_close(data.normalized(image), (image / 255 - mean) / std)
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)])
+def test_images_are_in_the_precision_of_the_trainer(precision, dtype, trainer):
+    module = Views()
+    trainer(precision=precision, limit_train_batches=1).fit(module, DigitsDataModule())
+    assert module.seen["train"][0].image.dtype == dtype
+
+
 def test_a_few_fixed_views_are_drawn_again_and_again(trainer):
     module = Views()
     data = DigitsDataModule(val_split=0, views=3, batch_size=100)
@@ -202,6 +210,44 @@ def test_views_are_counted_where_they_can_be(trainer):
         module = Views()
         trainer(limit_train_batches=1).fit(module, data)
         assert module.seen["train"][0].view is None
+
+
+class Inverted(DigitsDataModule):
+    """Crops and mirrors, and inverts half of the views."""
+
+    def augmented(self, image, bits):
+        inverted = (further_bits(bits) % 2).view(-1, 1, 1, 1) == 1
+        return super().augmented(torch.where(inverted, 255 - image, image), bits)
+
+
+class Shifted(DigitsDataModule):
+    def training_views(self, batch, bits):
+        return super().training_views(batch._replace(image=batch.image + 1), bits)
+
+
+class Noisy(DigitsDataModule):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        return batch._replace(image=batch.image + torch.randn_like(batch.image))
+
+
+def test_views_of_a_subclass_are_counted_where_numbers_give_them_again(trainer):
+    assert Inverted().view_count is None
+    assert Inverted(views=3).view_count == 3
+    for kind in (Shifted, Noisy):
+        assert kind().view_count is kind(views=3).view_count is None
+    assert Inverted(augment=False).view_count == 1
+    module, data = Views(), Inverted(val_split=0, views=3)
+    trainer(limit_train_batches=3).fit(module, data)
+    for batch in module.seen["train"]:
+        assert torch.equal(data.numbered_images(batch.sample, batch.view), batch.image)
+
+
+def test_a_subclass_has_a_fingerprint_of_its_own():
+    plain, inverted = DigitsDataModule(views=3), Inverted(views=3)
+    for data in (plain, inverted):
+        data.setup()
+    assert plain.fingerprint() != inverted.fingerprint()
 
 
 def test_every_view_of_the_epoch_has_its_number(trainer):
