@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import CLASSES, TinyData, network, snapshot, unchanged
 from torch import nn
 
-from lightning_biaskd import DKD, BiasStrategy, ClassificationModule, DistillationModule, UserError
+from lightning_biaskd import DKD, KD, BiasStrategy, ClassificationModule, DistillationModule, UserError
 from lightning_biaskd.callbacks import EMA, DynamicWeights, NaNGuard
 from lightning_biaskd.checkpoint import DurableCheckpointIO, is_whole, newest
 from lightning_biaskd.cli import main
@@ -283,6 +283,44 @@ def test_the_guard_leaves_a_step_out(trainer):
     assert not torch.equal(after[3]["5.weight"], after[4]["5.weight"])
     assert all(value.isfinite().all() for value in snapshot(module.model).values())
     assert run.callback_metrics["train/skipped"] == 1
+
+
+@pytest.mark.parametrize("position", [0, 27])  # in the first batch, metrics are made
+def test_a_step_that_is_left_out_is_in_no_mean(position, trainer):
+    run = trainer(callbacks=[NaNGuard(skip=True)], limit_val_batches=0)
+    with pytest.warns(UserWarning, match="the step is left out"):
+        run.fit(ClassificationModule(network()), Bad(position))
+    assert run.callback_metrics["train/loss"].isfinite()
+
+
+class Remembers(KD):
+    """Keeps the mean of the student's logits, of every step, in a parameter without gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory = nn.Parameter(torch.zeros(100), requires_grad=False)
+        self.step = nn.Parameter(torch.tensor(0), requires_grad=False)
+
+    def forward(self, student, teacher, target, keep=None):
+        self.memory[self.step] = student.logits.detach().mean()
+        self.step += 1
+        return super().forward(student, teacher, target, keep)
+
+
+def test_a_step_that_is_left_out_is_in_no_memory(trainer):
+    module = DistillationModule(network(), network(), Remembers(), bias=None, kd_weight=float("nan"))
+    with pytest.warns(UserWarning, match="the step is left out"):
+        trainer(callbacks=[NaNGuard(skip=True)], limit_val_batches=0).fit(module, TinyData())
+    assert module.distiller.step == 0
+    assert not module.distiller.memory.any()
+
+
+def test_all_ranks_leave_out_what_one_of_them_sees(trainer, monkeypatch):
+    run = trainer(callbacks=[NaNGuard(skip=True), weights := Weights()], limit_val_batches=0, limit_train_batches=2)
+    monkeypatch.setattr(run.strategy, "reduce_boolean_decision", lambda decision, all=True: decision and not all)
+    with pytest.warns(UserWarning, match="the step is left out"):
+        run.fit(ClassificationModule(net := network()), TinyData())
+    assert all(unchanged(seen, net) for seen in weights.seen)
 
 
 def test_the_guard_loses_patience(trainer):
