@@ -263,7 +263,8 @@ class DistillationModule(ClassificationModule):
 
     def configure_model(self) -> None:
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-        if fitting and self._rehearsed is None and (self.distiller.layers or self.distiller.embedding):
+        method = self.distiller
+        if fitting and self._rehearsed is None and (method.builds or method.layers or method.embedding):
             self.rehearse(*first_images(self.trainer))
         if self.device_mesh is not None and not self._sharded:
             self._sharded = True
@@ -281,7 +282,7 @@ class DistillationModule(ClassificationModule):
     def rehearse(self, image: Tensor, num_samples: int | None = None) -> None:
         """Runs both networks once, so that features are found and adapters built before the optimizer is.
 
-        A Trainer's fit does it by itself, for methods that read features.
+        A Trainer's fit does it by itself, for methods that read features or have a ``build`` of their own.
 
         Args:
             image: (B, …), a few images as a training step gets them.

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_biaskd import KD, BiasStrategy, DistillationModule, InputSpec, UserError, WeightedSum
 from lightning_biaskd.data import DigitsDataModule
+from lightning_biaskd.distillers import LogitStandardization
 from lightning_biaskd.distillers.features import FeatureDistiller, as_map, embeddings, layer_names, same_size
 from lightning_biaskd.outputs import Outputs
 
@@ -132,9 +133,30 @@ def test_a_loader_of_something_else_is_one_line(trainer):
 
 
 def test_methods_that_read_logits_are_not_rehearsed(trainer):
-    fit = DistillationModule(network(), network())
+    for method in (KD(), LogitStandardization(KD()), WeightedSum([(KD(), 1.0)])):
+        fit = DistillationModule(network(), network(), method)
+        trainer().fit(fit, TinyData())
+        assert fit._rehearsed is None
+
+
+class Scaled(KD):
+    """Reads logits alone, and learns a factor for each class."""
+
+    def build(self, student, teacher, num_samples=None):
+        self.factor = nn.Parameter(torch.ones(student.logits.shape[1]))
+
+    def forward(self, student, teacher, target, keep=None):
+        return super().forward(student._replace(logits=student.logits * self.factor), teacher, target, keep)
+
+
+@pytest.mark.parametrize(
+    "method", [Scaled(), LogitStandardization(Scaled()), WeightedSum([(KD(), 1.0), (Scaled(), 1.0)])]
+)
+def test_methods_that_read_logits_may_build_too(method, trainer):
+    fit = DistillationModule(network(), network(), method)
     trainer().fit(fit, TinyData())
-    assert fit._rehearsed is None
+    (factor,) = [p for name, p in fit.named_parameters() if name.endswith("factor")]
+    assert not torch.equal(factor, torch.ones(6))
 
 
 def test_outputs_without_the_features_are_one_line():
