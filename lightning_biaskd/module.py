@@ -27,7 +27,7 @@ from lightning_biaskd.fast_teacher import Backend, Precision
 from lightning_biaskd.inputs import InputSpec, conversion, warn_of_pretrained
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.outputs import Outputs, with_sample
-from lightning_biaskd.rehearsal import first_images
+from lightning_biaskd.rehearsal import some_images
 from lightning_biaskd.sharding import shard
 from lightning_biaskd.tap import FeatureTap, evaluating
 from lightning_biaskd.teacher import FrozenTeacher
@@ -265,7 +265,7 @@ class DistillationModule(ClassificationModule):
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         method = self.distiller
         if fitting and self._rehearsed is None and (method.builds or method.layers or method.embedding):
-            self.rehearse(*first_images(self.trainer))
+            self.rehearse(*some_images(self.trainer))
         if self.device_mesh is not None and not self._sharded:
             self._sharded = True
             self.shard(self.device_mesh["data_parallel"])

@@ -1,5 +1,8 @@
 """Methods that learn something beside the student: built before the optimizer, trained, saved, loaded."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -126,9 +129,40 @@ def test_any_loader_will_do(dataset, trainer):
     assert len(hint(fit).built) == 1
 
 
+class Folder(TensorDataset):
+    """As folders of images are: sorted by class, with a transform that draws."""
+
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return image + torch.rand(1) + random.random() + np.random.rand(), target
+
+
+class Look(DistillationModule):
+    """Keeps what it is rehearsed on, and the random state before and then."""
+
+    def setup(self, stage):
+        super().setup(stage)
+        self.before = self.state()
+
+    def rehearse(self, image, num_samples=None):
+        self.seen, self.then = image, self.state()
+
+    def state(self):
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+def test_images_of_all_classes_are_seen_and_no_random_number_is_used_up(trainer):
+    target = torch.arange(6).repeat_interleave(100)
+    folder = Folder(10.0 * target.view(-1, 1, 1, 1).expand(-1, 1, 6, 6), target)
+    fit = Look(network(), network(), Hint())
+    trainer(max_epochs=0).fit(fit, DataLoader(folder, 4), DataLoader(folder, 4))
+    assert (fit.seen[:, 0, 0, 0] // 10).unique().tolist() == [0, 1, 2, 3, 4, 5]
+    assert fit.then == fit.before
+
+
 def test_a_loader_of_something_else_is_one_line(trainer):
     loader = DataLoader([{"x": torch.zeros(1)}], 1)
-    with pytest.raises(UserError, match="gives a dict: a method that reads features needs batches"):
+    with pytest.raises(UserError, match="gives a dict: this method looks at some images before"):
         trainer().fit(module(), loader, loader)
 
 
