@@ -237,12 +237,16 @@ class ClassificationModule(ResumableModule):
     def setup(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
         self.num_classes = getattr(datamodule, "num_classes", None)
-        given = self._data_input or InputSpec.of_data(datamodule)
-        if given is not None:
-            self.connect_inputs(given)
+        self.connect_data(datamodule)
         spread = self.device_mesh is not None  # by FSDP, which takes contiguous weights alone
         if self.channels_last and not spread and any(parameter.ndim == 4 for parameter in self.model.parameters()):
             self.model.to(memory_format=torch.channels_last)
+
+    def connect_data(self, datamodule: object) -> None:
+        """Tells every conversion how images are normalised, by ``data_input`` or as the data module says."""
+        given = self._data_input or InputSpec.of_data(datamodule)
+        if given is not None:
+            self.connect_inputs(given)
 
     def connect_inputs(self, given: InputSpec) -> None:
         """Tells every conversion of images how the data are normalised."""
