@@ -16,6 +16,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.inputs import InputSpec
 
 _KNOWN = ("lightning_biaskd", "torchvision", "timm")
+_NETWORKS = ("lightning_biaskd.models.", "torchvision.models.", "timm.models.", "timm.create_model")
 _FETCHING = ("pretrained", "weights", "checkpoint_path")  # arguments of these that would read weights from elsewhere
 
 
@@ -85,8 +86,9 @@ def _plain(value: Any) -> bool:
 def build(spec: Any, trusted: bool) -> nn.Module:
     """Builds the network that a card describes.
 
-    What is named must be an ``nn.Module`` or a function annotated to return one, of this package, torchvision or timm
-    unless the card is trusted; it is called with the card's plain values.
+    What is named must be an ``nn.Module`` or a function annotated to return one, among the models of this package,
+    torchvision or timm unless the card is trusted, as others may open files that they are told; it is called with the
+    card's plain values.
 
     Raises:
         UserError: anything else.
@@ -94,10 +96,10 @@ def build(spec: Any, trusted: bool) -> nn.Module:
     if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
         raise UserError("the card does not say how to build the network: build it and hand it over as model")
     path, arguments = spec["class_path"], spec.get("init_args", {})
-    if not trusted and path.partition(".")[0] not in _KNOWN:
+    if not trusted and not path.startswith(_NETWORKS):
         raise UserError(
-            f"the card names {path}, which is not of {', '.join(_KNOWN)}: if you trust where the card comes from, say "
-            "trusted=True, or build the network and hand it over as model"
+            f"the card names {path}, which is not among the models of {', '.join(_KNOWN)}: if you trust where the card "
+            "comes from, say trusted=True, or build the network and hand it over as model"
         )
     builder = _imported(path)
     if not _gives_network(builder):

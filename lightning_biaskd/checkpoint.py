@@ -18,11 +18,14 @@ from lightning_biaskd.errors import UserError
 class DurableCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and then renames it, so that a kill or a full disk leaves the old one.
 
-    Where the disk is full, training goes on with a warning: the previous checkpoint is still there. A damaged
-    checkpoint is refused in one line that names the newest whole one beside it.
+    Where the disk is full, training goes on with a warning, and what the checkpoint was to replace stays, even if it
+    has another name. A checkpoint that is damaged or isn't there is refused in one line that names the newest whole one
+    beside it.
 
     ``Trainer(plugins=[DurableCheckpointIO()])``; the ``biaskd`` command does so by itself.
     """
+
+    _failed = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         place = Path(path)
@@ -34,13 +37,20 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(place)
+            self._failed = False
         except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
+            self._failed = True
             draft.unlink(missing_ok=True)
-            kept = f"the previous {place.name} is still there" if place.is_file() else "there is none yet"
+            others = newest(place.parent.glob("*.ckpt"))
+            kept = f"{others.name} is still there" if others else "there is none yet"
             rank_zero_warn(
                 f"no checkpoint could be written to '{place}' ({str(error).splitlines()[0]}): make room; {kept}, and "
                 "training goes on"
             )
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        if not self._failed:  # what was to replace it isn't there
+            super().remove_checkpoint(path)
 
     def load_checkpoint(
         self,
@@ -48,10 +58,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, _: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        if "://" not in str(path) and Path(path).is_file() and not is_whole(Path(path)):
-            others = newest(Path(path).parent.glob("*.ckpt"))
+        place = Path(path)
+        if "://" not in str(path) and not place.is_dir() and not is_whole(place):
+            others = newest(place.parent.glob("*.ckpt"))
             remedy = f"go on from '{others}'" if others else "there is no other beside it"
-            raise UserError(f"the checkpoint '{path}' is damaged, probably cut off while it was written: {remedy}")
+            fault = "is damaged, probably cut off while it was written" if place.is_file() else "is not there"
+            raise UserError(f"the checkpoint '{path}' {fault}: {remedy}")
         return super().load_checkpoint(path, map_location, weights_only)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -49,8 +49,9 @@ class ClassificationModule(ResumableModule):
 
     Args:
         model: any network that takes images and gives logits (B, C).
-        weights: initial weights, see :func:`~lightning_biaskd.models.load_weights`. They start a new run; a module
-            whose weights came from a checkpoint of ours doesn't read them.
+        weights: initial weights, see :func:`~lightning_biaskd.models.load_weights`. They are read once, when a Trainer
+            first fits, validates, tests or predicts; a module that took weights by ``load_state_dict``, such as a
+            checkpoint's of ours, doesn't read them.
         label_smoothing: of the cross-entropy.
         optimizer: from parameters to optimizer.
         lr_scheduler: from optimizer to scheduler, ``None`` for a constant rate.
@@ -236,12 +237,16 @@ class ClassificationModule(ResumableModule):
     def setup(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
         self.num_classes = getattr(datamodule, "num_classes", None)
-        given = self._data_input or InputSpec.of_data(datamodule)
-        if given is not None:
-            self.connect_inputs(given)
+        self.connect_data(datamodule)
         spread = self.device_mesh is not None  # by FSDP, which takes contiguous weights alone
         if self.channels_last and not spread and any(parameter.ndim == 4 for parameter in self.model.parameters()):
             self.model.to(memory_format=torch.channels_last)
+
+    def connect_data(self, datamodule: object) -> None:
+        """Tells every conversion how images are normalised, by ``data_input`` or as the data module says."""
+        given = self._data_input or InputSpec.of_data(datamodule)
+        if given is not None:
+            self.connect_inputs(given)
 
     def connect_inputs(self, given: InputSpec) -> None:
         """Tells every conversion of images how the data are normalised."""
@@ -250,9 +255,26 @@ class ClassificationModule(ResumableModule):
             if isinstance(module, InputConversion):
                 module.connect(given)
 
-    def on_fit_start(self) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self._loaded = True  # a checkpoint's, or what processes that were spawned have trained
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def _load_initial(self) -> None:
         if self.weights is not None and not self._loaded:
             load_weights(self.model, self.weights)
+        self._loaded = True
+
+    def on_validation_start(self) -> None:
+        self._load_initial()
+
+    def on_test_start(self) -> None:
+        self._load_initial()
+
+    def on_predict_start(self) -> None:
+        self._load_initial()
+
+    def on_fit_start(self) -> None:
+        self._load_initial()
         if not self.model.training:
             rank_zero_warn(
                 f"{type(self.model).__name__} came in eval mode, as loaded networks do; it is put in train mode"

@@ -115,6 +115,7 @@ class Commands(Trainer):
 
 def _restored(model: ClassificationModule, content: Any, ckpt_path: str, ema: bool) -> nn.Module:
     """The network to deploy, with the weights of a checkpoint; a method may have learned a part of it."""
+    model.weights = None  # a test of it is not to begin with the initial ones
     if not isinstance(model, DistillationModule) or "rehearsed" not in content:
         load_weights(model.model, ckpt_path, ema=ema)
         return model.model

@@ -23,7 +23,7 @@ from lightning_biaskd.inputs import InputConversion, InputSpec
 from lightning_biaskd.models.download import sha256
 from lightning_biaskd.models.weights import load_weights
 from lightning_biaskd.outputs import logits_of
-from lightning_biaskd.tap import remove_taps
+from lightning_biaskd.tap import untapped
 
 Format = Literal["safetensors", "pt2", "onnx"]
 Pixels = Literal["normalized", "unit", "uint8"]
@@ -188,8 +188,7 @@ class _Exported(nn.Module):
 
     def __init__(self, network: nn.Module, input_spec: InputSpec, pixels: Pixels) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).cpu().float().requires_grad_(False)
-        remove_taps(self.network)
+        self.network = untapped(network).cpu().float().requires_grad_(False)
         self.pixels = pixels
         self.shape = input_spec.shape
         self.convert = None

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from lightning_biaskd.audit.measure import QUIET
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.inputs import InputSpec
 from lightning_biaskd.module import DistillationModule
 from lightning_biaskd.outputs import Outputs
 
@@ -60,9 +59,7 @@ class _Filler(LightningModule):
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        given = InputSpec.of_data(data)
-        if given is not None and self.distil[0].data_input is None:
-            self.distil[0].connect_inputs(given)
+        self.distil[0].connect_data(data)
         assert self.cache is not None
         self.cache.open(self.teacher, data, getattr(data, "num_classes", None))
         with Progress(disable=not self.trainer.is_global_zero) as progress:

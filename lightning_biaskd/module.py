@@ -27,7 +27,7 @@ from lightning_biaskd.fast_teacher import Backend, Precision
 from lightning_biaskd.inputs import InputSpec, conversion, warn_of_pretrained
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.outputs import Outputs, with_sample
-from lightning_biaskd.rehearsal import first_images
+from lightning_biaskd.rehearsal import some_images
 from lightning_biaskd.sharding import average_gradients, begin_alike, shard
 from lightning_biaskd.tap import FeatureTap, evaluating
 from lightning_biaskd.teacher import FrozenTeacher
@@ -266,8 +266,9 @@ class DistillationModule(ClassificationModule):
 
     def configure_model(self) -> None:
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-        if fitting and self._rehearsed is None and (self.distiller.layers or self.distiller.embedding):
-            self.rehearse(*first_images(self.trainer))
+        method = self.distiller
+        if fitting and self._rehearsed is None and (method.builds or method.layers or method.embedding):
+            self.rehearse(*some_images(self.trainer))
         if self.device_mesh is not None and not self._sharded:
             self._sharded = True
             self.shard(self.device_mesh["data_parallel"])
@@ -294,7 +295,7 @@ class DistillationModule(ClassificationModule):
     def rehearse(self, image: Tensor, num_samples: int | None = None) -> None:
         """Runs both networks once, so that features are found and adapters built before the optimizer is.
 
-        A Trainer's fit does it by itself, for methods that read features.
+        A Trainer's fit does it by itself, for methods that read features or have a ``build`` of their own.
 
         Args:
             image: (B, …), a few images as a training step gets them.

@@ -190,14 +190,6 @@ class _Call(NamedTuple):
         return torch.Size({3: shape[1:2], 4: shape[2:]}.get(len(shape), ()))
 
 
-def remove_taps(model: nn.Module) -> None:
-    """Takes from a network the hooks of every :class:`FeatureTap`."""
-    for module in model.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, _KeepOutput)]:
-                del hooks[key]
-
-
 def _with_ancestors(name: str) -> list[str]:
     """A module's name and those of the modules around it, but for the network itself."""
     parts = name.split(".")

@@ -59,9 +59,9 @@ def test_export_by_the_yaml_of_the_run(format):
 
 
 def test_pixels_go_in_and_the_test_is_in_the_card(capsys):
-    main(
-        ["export", "--ckpt_path", CHECKPOINT, "--output", "net.onnx", "--pixels", "uint8", "--test", "true", *FAST[6:8]]
-    )
+    initial = ["--model.student_weights", "no_longer_there.pt"]
+    options = ["--output", "net.onnx", "--pixels", "uint8", "--test", "true", *FAST[6:8], *initial]
+    main(["export", "--ckpt_path", CHECKPOINT, *options])
     data = DigitsDataModule(batch_size=64)
     data.setup()
     image, target = data.test_set.__getitems__(list(range(2 * 64)))[:2]

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import CLASSES, TinyData, network, snapshot, unchanged
 from torch import nn
 
-from lightning_biaskd import DKD, BiasStrategy, ClassificationModule, DistillationModule, UserError
+from lightning_biaskd import DKD, KD, BiasStrategy, ClassificationModule, DistillationModule, UserError
 from lightning_biaskd.callbacks import EMA, DynamicWeights, NaNGuard
 from lightning_biaskd.checkpoint import DurableCheckpointIO, is_whole, newest
 from lightning_biaskd.cli import main
@@ -179,15 +179,51 @@ def test_a_full_disk_leaves_the_previous_checkpoint(trainer, tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
-        with pytest.warns(UserWarning, match="make room; the previous last.ckpt is still there, and training goes on"):
+        with pytest.warns(UserWarning, match="make room; last.ckpt is still there, and training goes on"):
             io.save_checkpoint({"state": torch.ones(10_000)}, path)
         with pytest.warns(UserWarning, match="there is none yet"):
-            io.save_checkpoint({"state": torch.ones(10_000)}, tmp_path / "other.ckpt")
+            io.save_checkpoint({"state": torch.ones(10_000)}, tmp_path / "other" / "last.ckpt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert torch.equal(io.load_checkpoint(path)["state"], torch.zeros(10))
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
+
+
+@pytest.mark.parametrize("monitor", [None, "score"])
+def test_a_full_disk_leaves_a_checkpoint_of_another_name(monitor, trainer, tmp_path, monkeypatch):
+    class Full(Callback):
+        """No file can be written in the second epoch of three."""
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            monkeypatch.setattr(torch, "save", refuse if trainer.current_epoch == 1 else save)
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            pl_module.log("score", float(trainer.current_epoch))  # ever better
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    save, seen = torch.save, []
+
+    class Look(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            seen.append(sorted(file.name for file in tmp_path.glob("*.ckpt")))
+
+    saver = ModelCheckpoint(tmp_path, "{epoch}", monitor=monitor, mode="max")
+    rest = {"callbacks": [Full(), Look(), saver], "plugins": [DurableCheckpointIO()], "num_sanity_val_steps": 0}
+    with pytest.warns(UserWarning, match="make room; epoch=0.ckpt is still there"):
+        trainer(max_epochs=3, enable_checkpointing=True, **rest).fit(ClassificationModule(network()), TinyData())
+    assert seen == [[], ["epoch=0.ckpt"], ["epoch=0.ckpt"]]
+    assert saver.best_model_path == str(tmp_path / "epoch=2.ckpt")
+    assert is_whole(tmp_path / "epoch=2.ckpt")
+
+
+def test_a_checkpoint_that_is_not_there_names_the_newest_beside_it(trainer, tmp_path):
+    io = DurableCheckpointIO()
+    io.save_checkpoint({"state": torch.zeros(1)}, tmp_path / "epoch=0.ckpt")
+    with pytest.raises(UserError, match=r"epoch=1.ckpt' is not there: go on from '.*epoch=0.ckpt'"):
+        trainer(plugins=[io]).fit(ClassificationModule(network()), TinyData(), ckpt_path=tmp_path / "epoch=1.ckpt")
 
 
 @pytest.mark.parametrize("damage", ["cut", "bits"])
@@ -247,6 +283,44 @@ def test_the_guard_leaves_a_step_out(trainer):
     assert not torch.equal(after[3]["5.weight"], after[4]["5.weight"])
     assert all(value.isfinite().all() for value in snapshot(module.model).values())
     assert run.callback_metrics["train/skipped"] == 1
+
+
+@pytest.mark.parametrize("position", [0, 27])  # in the first batch, metrics are made
+def test_a_step_that_is_left_out_is_in_no_mean(position, trainer):
+    run = trainer(callbacks=[NaNGuard(skip=True)], limit_val_batches=0)
+    with pytest.warns(UserWarning, match="the step is left out"):
+        run.fit(ClassificationModule(network()), Bad(position))
+    assert run.callback_metrics["train/loss"].isfinite()
+
+
+class Remembers(KD):
+    """Keeps the mean of the student's logits, of every step, in a parameter without gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory = nn.Parameter(torch.zeros(100), requires_grad=False)
+        self.step = nn.Parameter(torch.tensor(0), requires_grad=False)
+
+    def forward(self, student, teacher, target, keep=None):
+        self.memory[self.step] = student.logits.detach().mean()
+        self.step += 1
+        return super().forward(student, teacher, target, keep)
+
+
+def test_a_step_that_is_left_out_is_in_no_memory(trainer):
+    module = DistillationModule(network(), network(), Remembers(), bias=None, kd_weight=float("nan"))
+    with pytest.warns(UserWarning, match="the step is left out"):
+        trainer(callbacks=[NaNGuard(skip=True)], limit_val_batches=0).fit(module, TinyData())
+    assert module.distiller.step == 0
+    assert not module.distiller.memory.any()
+
+
+def test_all_ranks_leave_out_what_one_of_them_sees(trainer, monkeypatch):
+    run = trainer(callbacks=[NaNGuard(skip=True), weights := Weights()], limit_val_batches=0, limit_train_batches=2)
+    monkeypatch.setattr(run.strategy, "reduce_boolean_decision", lambda decision, all=True: decision and not all)
+    with pytest.warns(UserWarning, match="the step is left out"):
+        run.fit(ClassificationModule(net := network()), TinyData())
+    assert all(unchanged(seen, net) for seen in weights.seen)
 
 
 def test_the_guard_loses_patience(trainer):

@@ -163,12 +163,14 @@ def package():
 @pytest.mark.parametrize(
     ("named", "says"),
     [
-        ("os.system", "the card names os.system, which is not of lightning_biaskd, torchvision, timm"),
+        ("os.system", "the card names os.system, which is not among the models of lightning_biaskd, torchvision, timm"),
         ("my_networks.Mine", "trusted=True"),
-        ("timm.data.create_loader", "no network nor a function annotated to return one"),
-        ("lightning_biaskd.load_weights", "no network nor a function annotated to return one"),
+        ("lightning_biaskd.export.ONNXNetwork", "not among the models"),
+        ("timm.data.create_loader", "not among the models"),
+        ("timm.models.load_checkpoint", "no network nor a function annotated to return one"),
+        ("lightning_biaskd.models.load_weights", "no network nor a function annotated to return one"),
         ("lightning_biaskd.models.resnet9", "can't be imported"),
-        ("timm.nothing.here", "can't be imported"),
+        ("timm.models.nothing.here", "can't be imported"),
         (3, "does not say how to build"),
     ],
 )
@@ -177,6 +179,17 @@ def test_a_card_names_only_networks_of_known_packages(tmp_path, package, named, 
     place = tmp_path / "net.safetensors.json"
     place.write_text(json.dumps({**card(place), "model": {"class_path": named, "init_args": {"command": "true"}}}))
     with pytest.raises(UserError, match=says):
+        load_student(path)
+
+
+def test_a_card_opens_no_other_file(tmp_path, monkeypatch):
+    other = export_student(trained(), tmp_path / "other.pt2", SPEC)
+    path = export_student(trained(), tmp_path / "net.safetensors", SPEC, model=RESNET)
+    place = tmp_path / "net.safetensors.json"
+    monkeypatch.setattr(torch.export, "load", evil)
+    spec = {"class_path": "lightning_biaskd.export.load_student", "init_args": {"path": str(other), "trusted": True}}
+    place.write_text(json.dumps({**card(place), "model": spec}))
+    with pytest.raises(UserError, match="not among the models of lightning_biaskd"):
         load_student(path)
 
 

@@ -148,6 +148,35 @@ def test_initial_weights_start_a_run_but_not_a_resumed_one(trainer, tmp_path):
     torch.testing.assert_close(resumed[5].weight, initial[5].weight)
 
 
+def initialized(tmp_path, seed=5):
+    """A module and the weights that it is to begin with."""
+    torch.manual_seed(seed)
+    initial = network()
+    torch.save(initial.state_dict(), tmp_path / "initial.pt")
+    return ClassificationModule(network(), weights=str(tmp_path / "initial.pt")), initial
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_initial_weights_are_evaluated_without_a_fit(stage, trainer, tmp_path):
+    module, initial = initialized(tmp_path)
+    getattr(trainer(), stage)(module, TinyData())
+    assert unchanged(snapshot(initial), module.model)
+
+
+def test_initial_weights_are_not_put_over_others(trainer, tmp_path):
+    module, initial = initialized(tmp_path)
+    trainer().fit(module, TinyData())
+    before = snapshot(module.model)
+    assert not unchanged(snapshot(initial), module.model)
+    trainer(max_epochs=0).fit(module, TinyData())
+    trainer().test(module, TinyData(), verbose=False)
+    assert unchanged(before, module.model)
+    again, _ = initialized(tmp_path)
+    again.load_state_dict(module.state_dict())  # as Lightning does where it spawned the processes that trained
+    trainer().test(again, TinyData(), verbose=False)
+    assert unchanged(before, again.model)
+
+
 def test_a_student_in_eval_mode_is_trained_in_train_mode(trainer):
     module = ClassificationModule(network().eval())
     with pytest.warns(UserWarning, match="came in eval mode"):

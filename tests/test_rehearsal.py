@@ -1,5 +1,8 @@
 """Methods that learn something beside the student: built before the optimizer, trained, saved, loaded."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -9,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_biaskd import KD, BiasStrategy, DistillationModule, InputSpec, UserError, WeightedSum
 from lightning_biaskd.data import DigitsDataModule
+from lightning_biaskd.distillers import LogitStandardization
 from lightning_biaskd.distillers.features import FeatureDistiller, as_map, embeddings, layer_names, same_size
 from lightning_biaskd.outputs import Outputs
 
@@ -125,16 +129,68 @@ def test_any_loader_will_do(dataset, trainer):
     assert len(hint(fit).built) == 1
 
 
+class Folder(TensorDataset):
+    """As folders of images are: sorted by class, with a transform that draws."""
+
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return image + torch.rand(1) + random.random() + np.random.rand(), target
+
+
+class Look(DistillationModule):
+    """Keeps what it is rehearsed on, and the random state before and then."""
+
+    def setup(self, stage):
+        super().setup(stage)
+        self.before = self.state()
+
+    def rehearse(self, image, num_samples=None):
+        self.seen, self.then = image, self.state()
+
+    def state(self):
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+def test_images_of_all_classes_are_seen_and_no_random_number_is_used_up(trainer):
+    target = torch.arange(6).repeat_interleave(100)
+    folder = Folder(10.0 * target.view(-1, 1, 1, 1).expand(-1, 1, 6, 6), target)
+    fit = Look(network(), network(), Hint())
+    trainer(max_epochs=0).fit(fit, DataLoader(folder, 4), DataLoader(folder, 4))
+    assert (fit.seen[:, 0, 0, 0] // 10).unique().tolist() == [0, 1, 2, 3, 4, 5]
+    assert fit.then == fit.before
+
+
 def test_a_loader_of_something_else_is_one_line(trainer):
     loader = DataLoader([{"x": torch.zeros(1)}], 1)
-    with pytest.raises(UserError, match="gives a dict: a method that reads features needs batches"):
+    with pytest.raises(UserError, match="gives a dict: this method looks at some images before"):
         trainer().fit(module(), loader, loader)
 
 
 def test_methods_that_read_logits_are_not_rehearsed(trainer):
-    fit = DistillationModule(network(), network())
+    for method in (KD(), LogitStandardization(KD()), WeightedSum([(KD(), 1.0)])):
+        fit = DistillationModule(network(), network(), method)
+        trainer().fit(fit, TinyData())
+        assert fit._rehearsed is None
+
+
+class Scaled(KD):
+    """Reads logits alone, and learns a factor for each class."""
+
+    def build(self, student, teacher, num_samples=None):
+        self.factor = nn.Parameter(torch.ones(student.logits.shape[1]))
+
+    def forward(self, student, teacher, target, keep=None):
+        return super().forward(student._replace(logits=student.logits * self.factor), teacher, target, keep)
+
+
+@pytest.mark.parametrize(
+    "method", [Scaled(), LogitStandardization(Scaled()), WeightedSum([(KD(), 1.0), (Scaled(), 1.0)])]
+)
+def test_methods_that_read_logits_may_build_too(method, trainer):
+    fit = DistillationModule(network(), network(), method)
     trainer().fit(fit, TinyData())
-    assert fit._rehearsed is None
+    (factor,) = [p for name, p in fit.named_parameters() if name.endswith("factor")]
+    assert not torch.equal(factor, torch.ones(6))
 
 
 def test_outputs_without_the_features_are_one_line():

@@ -10,14 +10,15 @@ from typing import Any, get_args
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 from torchmetrics import Metric
 
 from lightning_biaskd.audit.report import AuditReport, ClassBias, Correction, Mistake
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import Mode, rectify_logits
+from lightning_biaskd.checks import check_labels, check_teacher
+from lightning_biaskd.distributed import rows_of_its_own
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.inputs import InputSpec
 from lightning_biaskd.metrics import BiasRate, CalibrationError, NotOnTop, confused_pairs
 from lightning_biaskd.module import DistillationModule
 from lightning_biaskd.outputs import at_least_float32
@@ -62,9 +63,7 @@ def audit(module: LightningModule, datamodule: LightningDataModule, trainer: Tra
     if not isinstance(module, DistillationModule):
         raise UserError(f"audit looks at a teacher, and {type(module).__name__} has none: name a DistillationModule")
     trainer = trainer or Trainer(max_epochs=1, devices=1, **QUIET)
-    given = InputSpec.of_data(datamodule)
-    if given is not None and module.data_input is None:
-        module.connect_inputs(given)
+    module.connect_data(datamodule)
     auditor = _Auditor(module, getattr(datamodule, "num_classes", None))
     trainer.fit(auditor, datamodule=datamodule)
     if not auditor.values:
@@ -135,20 +134,18 @@ class _Auditor(LightningModule):
         self.meters: dict[Any, Metric] = {}
         self.anchor = nn.Parameter(torch.zeros(1))  # DDP refuses a module without parameters
         self.values: dict[Any, Any] = {}
-        self._seen = 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([self.anchor], lr=0.0)  # never stepped; without one Lightning would warn
-
-    def on_train_epoch_start(self) -> None:
-        self._seen = 0
 
     @torch.no_grad()
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> None:
         image, target = batch[:2]
         logits = self.teacher(image).logits
-        self._check(logits, target)
-        own = self._own(len(target)).to(target.device)
+        # of copies on the CPU the values of every batch are read
+        check_labels(target.cpu(), logits, self.num_classes or logits.shape[1], batch_idx, "the teacher")
+        check_teacher(logits.cpu(), logits, batch_idx)
+        own = self._own(len(target), batch_idx).to(target.device)
         logits, target = logits[own], target[own]
         self._meter("bias", lambda: BiasRate(logits.shape[1])).update(logits, target)
         self._meter("confidence", _Confidence).update(logits, target)
@@ -166,26 +163,15 @@ class _Auditor(LightningModule):
             self.meters[name] = build().to(self.device)
         return self.meters[name]
 
-    def _own(self, rows: int) -> Tensor:
+    def _own(self, rows: int, batch_idx: int) -> Tensor:
         """Which rows count here: all but those that a DistributedSampler adds so that all processes have as many."""
-        loader = self.trainer.train_dataloader
+        loader: Any = self.trainer.train_dataloader
         sampler = getattr(loader, "sampler", None)
-        if not isinstance(loader, DataLoader) or not isinstance(sampler, DistributedSampler) or not loader.batch_size:
+        if not isinstance(sampler, DistributedSampler) or not loader.batch_size:
             return torch.ones(rows, dtype=torch.bool)
-        images = min(loader.batch_size, sampler.num_samples - self._seen)  # of each, a batch may hold several views
-        without = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
-        own = torch.arange(rows) % images < without - self._seen
-        self._seen += images
-        return own
-
-    def _check(self, logits: Tensor, target: Tensor) -> None:
-        classes = self.num_classes or logits.shape[1]
-        if logits.shape[1] != classes:
-            raise UserError(f"the teacher gives {logits.shape[1]} classes and the data have {classes}")
-        if int(target.min()) < 0 or int(target.max()) >= classes:
-            raise UserError(f"labels lie outside [0, {classes - 1}]: number the classes from 0")
-        if not bool(logits.isfinite().all()):
-            raise UserError("the teacher's logits hold NaN or infinity: check its weights and its input")
+        size = int(loader.batch_size)
+        images = min(size, len(sampler) - batch_idx * size)  # each may be there in several views
+        return torch.arange(rows) % images < rows_of_its_own(loader, batch_idx, images)
 
     def on_train_end(self) -> None:
         self.values = {name: meter.compute() for name, meter in self.meters.items()}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_biaskd.errors import UserError
 
@@ -15,12 +17,14 @@ from lightning_biaskd.errors import UserError
 class NaNGuard(Callback):
     """Stops a run, or leaves out the step, when the gradient is not finite, before the optimizer has taken it.
 
-    The line names the batch and which of the losses are not finite. With ``skip=True`` the step is left out: weights,
-    momentum and the running statistics of batch norms are those of before, and ``train/skipped`` counts such steps.
-    Under DDP all ranks see the same gradient, so all do the same. In ``16-mixed`` precision infinite gradients are in
-    order (the scaler leaves such steps out), so the loss is looked at instead.
+    The line names the batch and which of loss and gradient is not finite. With ``skip=True`` the step is left out:
+    weights, momentum, the running statistics of batch norms, memories (parameters without gradient) and the module's
+    metrics are those of before, and ``train/skipped`` counts such steps. Batches that were accumulated before in the
+    same step are left out with it. Under DDP what one rank sees, all do. In ``16-mixed`` precision infinite gradients
+    are in order (the scaler leaves such steps out), so the loss is looked at instead.
 
-    On a GPU every step then waits for the device once. On the command line: ``--trainer.callbacks+=NaNGuard``.
+    On a GPU every step then waits for the device once, and with ``skip=True`` it copies all that is put back. On the
+    command line: ``--trainer.callbacks+=NaNGuard``.
 
     Args:
         skip: leave the step out and go on.
@@ -33,13 +37,16 @@ class NaNGuard(Callback):
     def __init__(self, skip: bool = False, patience: int = 10) -> None:
         self.skip = skip
         self.patience = patience
-        self._buffers: list[Tensor] = []
+        self._before: list[tuple[Tensor, Tensor]] = []
+        self._counted: dict[int, dict[str, Any]] = {}
         self._skipped = self._in_a_row = 0
         self._loss: Tensor | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.skip:
-            self._buffers = [buffer.clone() for buffer in pl_module.buffers()]
+            fixed = [p for p in pl_module.parameters() if not p.requires_grad]
+            self._before = [(tensor, tensor.detach().clone()) for tensor in (*pl_module.buffers(), *fixed)]
+            self._counted = {id(metric): copy.deepcopy(metric.metric_state) for metric in _metrics(pl_module)}
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._loss = loss.detach()
@@ -49,7 +56,8 @@ class NaNGuard(Callback):
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         watched = [self._loss] if scaled else [self._loss, *torch._foreach_norm(gradients)]
-        if bool(torch.stack([x.float().sum() for x in watched]).isfinite().all()):
+        finite = bool(torch.stack([x.float().sum() for x in watched]).isfinite().all())
+        if trainer.strategy.reduce_boolean_decision(finite):
             self._in_a_row = 0
             return
         where = f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx})"
@@ -59,14 +67,23 @@ class NaNGuard(Callback):
                 f"{what} is not finite in {where}: lower the learning rate or clip gradients, or let NaNGuard(skip="
                 "True) leave such steps out; the weights are those of the step before"
             )
-        for buffer, before in zip(pl_module.buffers(), self._buffers, strict=True):
-            buffer.copy_(before)
+        self._put_back(pl_module)
         if not scaled:
             for parameter in pl_module.parameters():
                 parameter.grad = None
         self._skipped += 1
         self._in_a_row += 1
         rank_zero_warn(f"{what} is not finite in {where}: the step is left out")
+
+    @torch.no_grad()
+    def _put_back(self, pl_module: LightningModule) -> None:
+        for tensor, before in self._before:
+            tensor.copy_(before)
+        for metric in _metrics(pl_module):
+            if id(metric) not in self._counted:  # made in this step
+                metric.reset()
+            for name, value in self._counted.get(id(metric), {}).items():
+                setattr(metric, name, value)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.skip:
@@ -77,3 +94,7 @@ class NaNGuard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._skipped = state_dict["skipped"]
+
+
+def _metrics(pl_module: LightningModule) -> list[Metric]:
+    return [module for module in pl_module.modules() if isinstance(module, Metric)]

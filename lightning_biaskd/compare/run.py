@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gc
 import json
 import os
@@ -136,9 +137,9 @@ def execute(task: Task, progress: Callable[[float], None]) -> None:
         if not isinstance(callback, ModelCheckpoint | ProgressBar)
     ]
     trainer.callbacks = [*kept, history, clock, best, last]  # type: ignore[attr-defined]
-    others = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]
-    trainer.loggers = [CSVLogger(task.folder, name="", version=""), *others]
     start = resumable(task.folder / "checkpoints" / "last.ckpt")
+    others = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]
+    trainer.loggers = [csv_logger(task.folder, start), *others]
     trainer.fit(module, datamodule=data, ckpt_path=start)
     if trainer.interrupted:
         raise UserError("interrupted")
@@ -216,6 +217,19 @@ def resumable(path: Path) -> Path | None:
     finally:
         gc.collect()
     return path
+
+
+def csv_logger(folder: Path, start: Path | None) -> CSVLogger:
+    """Lightning's, but the rows up to the checkpoint to go on from stay."""
+    place, rows = folder / "metrics.csv", []
+    if start is not None and place.is_file():
+        done = torch.load(start, weights_only=True, map_location="cpu")["global_step"]
+        with place.open(newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit() and int(row["step"]) < done]
+    logger = CSVLogger(folder, name="", version="")
+    logger.experiment.metrics.extend(rows)  # which has deleted the file
+    logger.save()
+    return logger
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:

@@ -47,10 +47,10 @@ def runs_of(matrix: Matrix) -> list[Run]:
     return [Run(row, row.seeds[place]) for place in range(longest) for row in rows if place < len(row.seeds)]
 
 
-def result_of(run: Run, output: Path) -> dict[str, Any] | None:
-    """The result of a run, if it is done."""
+def result_in(folder: Path) -> dict[str, Any] | None:
+    """The result of the run in a folder, if it is done."""
     try:
-        found: dict[str, Any] = json.loads((run.folder(output) / RESULT).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return found
@@ -83,7 +83,7 @@ def run_matrix(
     outcome = Outcome({}, {})
     missing = deque[Run]()
     for run in runs_of(matrix):
-        result = result_of(run, output)
+        result = result_in(run.folder(output))
         if result is None:
             missing.append(run)
         else:
@@ -110,7 +110,7 @@ def run_matrix(
                     if worker.finished():
                         workers.remove(worker)
                         free.append(worker.slot)
-                        _settle(worker, output, outcome)
+                        _settle(worker, outcome)
                         progress.told(_told(worker.run, outcome), {w.run.label: w.share for w in workers}, len(missing))
                         changed(outcome)
         finally:
@@ -124,6 +124,7 @@ class _Worker:
 
     def __init__(self, run: Run, output: Path, slot: int, threads: int, device: str | None) -> None:
         self.run = run
+        self.folder = run.folder(output)  # kept, as it would be another if a file were edited meanwhile
         self.slot = slot
         self.share = 0.0
         self.failure: str | None = None
@@ -134,7 +135,7 @@ class _Worker:
             "command": run.command,
         }
         self.channel, theirs = CONTEXT.Pipe(duplex=False)
-        task = Task(run.words(), run.folder(output), about, threads, device)
+        task = Task(run.words(), self.folder, about, threads, device)
         if CONTEXT.get_start_method() == "forkserver":
             CONTEXT.set_forkserver_preload([work.__module__])
         self.process: BaseProcess = CONTEXT.Process(target=work, args=(task, theirs))
@@ -160,14 +161,14 @@ def _ready(workers: list[_Worker]) -> list[_Worker]:
     return [worker for worker in workers if worker.channel in spoken or worker.process.sentinel in spoken]
 
 
-def _settle(worker: _Worker, output: Path, outcome: Outcome) -> None:
-    result = result_of(worker.run, output)
+def _settle(worker: _Worker, outcome: Outcome) -> None:
+    result = result_in(worker.folder)
     if result is not None:
         outcome.results[worker.run] = result
         return
     died = f"its process ended with {worker.process.exitcode}"
     line = worker.failure or (f"{died}: probably killed, or out of memory" if worker.process.exitcode else died)
-    outcome.failures[worker.run] = f"{line} (see {worker.run.folder(output) / 'run.log'})"
+    outcome.failures[worker.run] = f"{line} (see {worker.folder / 'run.log'})"
 
 
 def _told(run: Run, outcome: Outcome) -> str:

@@ -54,12 +54,12 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of which epoch were given, and of what kind they were."""
-        return {"epoch": self.sampler.epoch, "batches": self._given, **self._kind()}
+        """How many batches of which epoch were given, of how many, and of what kind they were."""
+        return {"epoch": self.sampler.epoch, "batches": self._given, "of": len(self), **self._kind()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on after those batches; after the last one, with the next epoch."""
-        if state["batches"] >= len(self):
+        if state["batches"] >= state.get("of", len(self)):
             return
         kind = {name: state[name] for name in self._kind()}
         if kind != self._kind():

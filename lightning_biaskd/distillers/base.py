@@ -123,6 +123,11 @@ class Distiller(nn.Module):
         """τ, at which the method compares teacher and student."""
         return self._tau
 
+    @property
+    def builds(self) -> bool:
+        """Whether the method has a :meth:`build` of its own, and so must see the networks' answers before training."""
+        return type(self).build is not Distiller.build
+
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """The method's loss.
 
@@ -195,6 +200,11 @@ class Wrapper(Distiller):
     def temperature(self) -> float:
         """The inner method's τ."""
         return self.distiller.temperature
+
+    @property
+    def builds(self) -> bool:
+        """Whether the wrapper or the inner method has a :meth:`build` of its own."""
+        return type(self).build is not Wrapper.build or self.distiller.builds
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; the inner method is built."""

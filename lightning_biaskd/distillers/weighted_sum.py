@@ -50,6 +50,11 @@ class WeightedSum(Distiller):
             for term, factor in part.terms():  # type: ignore[operator]  # ModuleList forgets the type
                 yield term, weight * factor
 
+    @property
+    def builds(self) -> bool:
+        """Whether any part has a :meth:`build` of its own."""
+        return any(term.builds for term, _ in self.terms())
+
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; every part is built."""
         for term, _ in self.terms():

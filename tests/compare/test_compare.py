@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_biaskd.cli import main
+from lightning_biaskd.cli import main, shipped
+from lightning_biaskd.compare import runner
 from lightning_biaskd.compare.run import resumable, write_atomically
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*callbacks used to create")
@@ -191,6 +192,30 @@ def test_a_killed_matrix_goes_on(whom):
         assert [int(epoch) for epoch in result["validation"]] == list(range(1, epochs + 1))
         assert result["epochs"] == epochs
     assert len(list(first.iterdir())) == 1
+    resumed, whole = (logged(f"bias={name}") for name in ("none", "swap"))
+    assert resumed == whole
+
+
+def logged(row):
+    """Epoch and step of what was logged in training, in validation and in tests, from a row's only metrics.csv."""
+    (path,) = Path("out/runs", row).rglob("metrics.csv")
+    lines = list(csv.DictReader(path.read_text().splitlines()))
+    kinds = "train/loss", "train/loss_step", "val/acc1", "test/acc1"
+    return [(line["epoch"], line["step"], [bool(line.get(kind)) for kind in kinds]) for line in lines]
+
+
+def test_a_file_that_is_edited_during_a_run_is_for_the_next(monkeypatch):
+    def edit(workers):
+        with Path("mine.yaml").open("a") as file:
+            file.write("# edited\n")
+        return ready(workers)
+
+    ready = runner._ready
+    monkeypatch.setattr(runner, "_ready", edit)
+    Path("mine.yaml").write_text(Path(shipped("configs/bias/none.yaml")).read_text())
+    write_matrix(seeds=[0], axes={"bias": {"mine": "mine.yaml"}}, reference={})
+    assert compare() == 0
+    assert set(results()) == {("mine", 0)}
 
 
 def test_a_damaged_checkpoint_starts_the_run_anew(capsys, tmp_path):
