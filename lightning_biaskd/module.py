@@ -273,7 +273,15 @@ class DistillationModule(ClassificationModule):
         """Spreads both networks over the processes, where the strategy is Lightning's ``ModelParallelStrategy``.
 
         The teacher is then run as it is, as weights that are spread can't be folded.
+
+        Raises:
+            UserError: the method learns a part of its own, whose gradients the strategy would leave to each process.
         """
+        if any(parameter.requires_grad for parameter in self.distiller.parameters()):
+            raise UserError(
+                f"{type(self.distiller).__name__} learns a part of its own, which FSDP would train apart on every "
+                "process: choose the ddp strategy, or a method that learns none"
+            )
         self.teacher.backend = "plain"
         for network in (self.student, self.teacher.model):
             shard(network, mesh)

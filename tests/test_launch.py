@@ -8,7 +8,14 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
+from tiny import network
+
+from lightning_biaskd import DistillationModule, UserError
+from lightning_biaskd.checks import check_accumulation
+from lightning_biaskd.distillers import CTKD
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -120,6 +127,22 @@ def test_networks_are_spread_over_two_processes(tmp_path):
     assert {name.removeprefix("model.") for name in saved} == set(full)
     for name, value in full.items():
         assert torch.equal(saved[f"model.{name}"], value)
+
+
+def test_what_a_method_learns_is_not_spread():
+    module = DistillationModule(network(), network(width=8), CTKD())
+    with pytest.raises(UserError, match="CTKD learns a part of its own.* choose the ddp strategy"):
+        module.shard(None)
+
+
+@pytest.mark.parametrize(("static", "batches", "refused"), [(True, 2, True), (True, 1, False), (False, 2, False)])
+def test_a_static_graph_does_not_accumulate(static, batches, refused, trainer):
+    run = trainer(devices=2, strategy=DDPStrategy(static_graph=static), accumulate_grad_batches=batches)
+    if refused:
+        with pytest.raises(UserError, match="--trainer.strategy.static_graph false"):
+            check_accumulation(run)
+    else:
+        check_accumulation(run)
 
 
 def test_two_nodes_on_loopback_train_the_quickstart(tmp_path):
