@@ -129,6 +129,21 @@ def test_networks_are_spread_over_two_processes(tmp_path):
         assert torch.equal(saved[f"model.{name}"], value)
 
 
+def test_a_notebook_gets_the_weights_back(tmp_path):
+    code = """
+        module = DistillationModule(network(width=4), network(width=8), DKD(), BiasStrategy("swap"))
+        before, teacher = snapshot(module.student), snapshot(module.teacher.model)
+        trainer = Trainer(devices=2, strategy="ddp_notebook", max_epochs=1, enable_checkpointing=False, **quiet)
+        trainer.fit(module, TinyData(batch_size=4))
+        assert not unchanged(before, module.student)
+        assert unchanged(teacher, module.teacher.model)
+        assert 0 < trainer.callback_metrics["bias/wrong_rate"] <= 1
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(SHARED) + textwrap.dedent(code))
+    run = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
 def test_what_a_method_learns_is_not_spread():
     module = DistillationModule(network(), network(width=8), CTKD())
     with pytest.raises(UserError, match="CTKD learns a part of its own.* choose the ddp strategy"):

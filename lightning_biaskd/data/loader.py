@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,7 +57,8 @@ class ResumableLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on after those batches; after the last one, with the next epoch."""
-        if state["batches"] >= len(self):
+        images = math.ceil(state["images"] / state["processes"])
+        if state["batches"] >= math.ceil(images / state["batch_size"]):
             return
         kind = {name: state[name] for name in self._kind()}
         if kind != self._kind():
