@@ -6,6 +6,7 @@ them waits for the device.
 
 from __future__ import annotations
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_biaskd.errors import UserError
@@ -75,3 +76,13 @@ def check_samples(sample: object, num_samples: int | None, batch_idx: int) -> Te
                 "the data module must say how many there are"
             )
     return sample
+
+
+def check_accumulation(trainer: Trainer) -> None:
+    """DDP's static graph can't begin with batches whose gradients aren't exchanged; torch says so by an assertion."""
+    static = getattr(trainer.strategy, "_ddp_kwargs", {}).get("static_graph", False)
+    if static and trainer.accumulate_grad_batches > 1:
+        raise UserError(
+            "DDP with a static graph can't accumulate gradients: add --trainer.strategy.static_graph false, or leave "
+            "accumulate_grad_batches at 1"
+        )

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from lightning_biaskd.checks import check_labels
+from lightning_biaskd.checks import check_accumulation, check_labels
 from lightning_biaskd.distributed import rows_of_its_own
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.inputs import InputConversion, InputSpec, conversion
@@ -274,6 +274,7 @@ class ClassificationModule(ResumableModule):
         self._load_initial()
 
     def on_fit_start(self) -> None:
+        check_accumulation(self.trainer)
         self._load_initial()
         if not self.model.training:
             rank_zero_warn(

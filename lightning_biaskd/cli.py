@@ -216,8 +216,9 @@ def _default_config(arguments: list[str]) -> Path:
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, inline = flag.partition("=")
         if name == "--ckpt_path":
-            run = Path(inline or value).parent.parent / "config.yaml"
-            if run.is_file():
+            checkpoint = Path(inline or value).absolute()
+            run = checkpoint.parent.parent / "config.yaml"
+            if checkpoint.is_file() and run.is_file():
                 return run
     return QUICKSTART
 

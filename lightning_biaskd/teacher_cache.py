@@ -154,12 +154,10 @@ class TeacherCache:
         if self._resident is not None:
             return Outputs(self._read(*self._resident, slot))
         here = slot.cpu()
-        if bool(self._filled[here].all()):
-            assert self._logits is not None
-            return Outputs(self._read(self._logits, self._classes, here).to(batch.image.device))
-        outputs = ask(batch.image)
-        self._write(here, outputs.logits)
-        return outputs
+        if not bool(self._filled[here].all()):
+            self._write(here, ask(batch.image).logits)
+        assert self._logits is not None  # what is kept is what is answered, the first time too
+        return Outputs(self._read(self._logits, self._classes, here).to(batch.image.device))
 
     def keep_on(self, device: torch.device, data: InMemoryDataModule) -> None:
         """Copies a cache in which nothing is missing to a GPU, if a quarter of its free memory will do."""

@@ -48,6 +48,20 @@ def test_fit_prints_the_table_and_test_finds_the_configuration_of_the_run(capsys
     assert numbers[0] == numbers[1]
 
 
+def test_a_config_of_another_thing_is_not_taken_for_that_of_the_run(capsys):
+    Path("config.yaml").write_text("model: {class_path: lightning_biaskd.Nothing}")
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--ckpt_path", "last", "--print_config"])
+    assert end.value.code == 0
+    assert "builtin:digits_resnet8" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_named_from_beside_it(checkpoint, monkeypatch, capsys):
+    monkeypatch.chdir(Path(checkpoint).parent)
+    main(["test", "--ckpt_path", "last.ckpt", *FAST[6:10], "--trainer.logger", "false"])
+    assert "On the test set" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_the_other_commands_take_a_checkpoint(command, checkpoint):
     main([command, "--ckpt_path", checkpoint, "--trainer.limit_predict_batches", "1", *FAST[6:10]])

@@ -1,5 +1,6 @@
 """Runs that are killed, and what they leave behind."""
 
+import os
 import random
 import resource
 import signal
@@ -39,13 +40,19 @@ class KillAt(Callback):
             raise KilledError
 
 
+class StopAt(KillAt):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def student():
     return nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 10)
     )
 
 
-def run(trainer, folder, kill=None, ckpt=None, seed=0, workers=0):
+def run(trainer, folder, kill=None, ckpt=None, seed=0, workers=0, stop=None):
     """Everything that could go astray: dropout, momentum, a rate that moves by the step, averages, warm-up, γ."""
     torch.manual_seed(seed)
     teacher = network(10)
@@ -60,14 +67,16 @@ def run(trainer, folder, kill=None, ckpt=None, seed=0, workers=0):
     if ckpt:
         torch.manual_seed(77)  # a new process has drawn other numbers
         random.seed(77)
-    last = ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
-    callbacks = [EMA(0.9), DynamicWeights(interval="step"), last, *([KillAt(kill)] if kill is not None else [])]
+    often = {"every_n_train_steps": 1 if stop is None else 1000, "save_on_exception": stop is not None}
+    last = ModelCheckpoint(folder, "last", enable_version_counter=False, **often)
+    end = [KillAt(kill)] if kill is not None else [StopAt(stop)] if stop is not None else []
+    callbacks = [EMA(0.9), DynamicWeights(interval="step"), last, *end]
     data = DigitsDataModule(batch_size=32, train_size=250, num_workers=workers)
     fit = trainer(max_epochs=3, enable_checkpointing=True, callbacks=callbacks, plugins=[DurableCheckpointIO()])
-    if kill is None:
+    if not end:
         fit.fit(module, data, ckpt_path=ckpt)
     else:
-        with pytest.raises(KilledError):
+        with pytest.raises(KilledError if stop is None else SystemExit):
             fit.fit(module, data, ckpt_path=ckpt)
     return torch.load(folder / "last.ckpt", weights_only=True)
 
@@ -86,6 +95,16 @@ def same(a, b):
 def test_a_killed_run_ends_where_one_that_was_never_killed_does(step, trainer, tmp_path):
     whole = run(trainer, tmp_path / "whole")
     run(trainer, tmp_path / "cut", kill=step)
+    resumed = run(trainer, tmp_path / "cut", ckpt=tmp_path / "cut" / "last.ckpt")
+    parts = "state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "random_states"
+    assert [part for part in parts if not same(whole[part], resumed[part])] == []
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_run_that_is_told_to_stop_loses_nothing(trainer, tmp_path):
+    whole = run(trainer, tmp_path / "whole")
+    stopped = run(trainer, tmp_path / "cut", stop=10)  # of eight in an epoch
+    assert stopped["global_step"] == 11
     resumed = run(trainer, tmp_path / "cut", ckpt=tmp_path / "cut" / "last.ckpt")
     parts = "state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "random_states"
     assert [part for part in parts if not same(whole[part], resumed[part])] == []

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from tiny import network
+
+from lightning_biaskd import UserError
+from lightning_biaskd.checks import check_accumulation
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -189,6 +193,31 @@ def test_a_list_of_modules_is_spread_by_its_members(tmp_path):
         torch.distributed.destroy_process_group()
     """
     run_program(code, 1, tmp_path)
+
+
+def test_a_notebook_gets_the_weights_back(tmp_path):
+    code = """
+        module = DistillationModule(network(width=4), network(width=8), DKD(), BiasStrategy("swap"))
+        before, teacher = snapshot(module.student), snapshot(module.teacher.model)
+        trainer = Trainer(devices=2, strategy="ddp_notebook", max_epochs=1, enable_checkpointing=False, **quiet)
+        trainer.fit(module, TinyData(batch_size=4))
+        assert not unchanged(before, module.student)
+        assert unchanged(teacher, module.teacher.model)
+        assert 0 < trainer.callback_metrics["bias/wrong_rate"] <= 1
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(SHARED) + textwrap.dedent(code))
+    run = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+@pytest.mark.parametrize(("static", "batches", "refused"), [(True, 2, True), (True, 1, False), (False, 2, False)])
+def test_a_static_graph_does_not_accumulate(static, batches, refused, trainer):
+    run = trainer(devices=2, strategy=DDPStrategy(static_graph=static), accumulate_grad_batches=batches)
+    if refused:
+        with pytest.raises(UserError, match="--trainer.strategy.static_graph false"):
+            check_accumulation(run)
+    else:
+        check_accumulation(run)
 
 
 def test_two_nodes_on_loopback_train_the_quickstart(tmp_path):

@@ -85,6 +85,17 @@ def test_what_is_stored_is_the_answer_to_each_view(dtype, error, trainer, tmp_pa
     assert module.teacher.asked == asked
 
 
+def test_the_first_answer_is_that_of_every_other_time(trainer, tmp_path):
+    module = run(trainer, TeacherCache(str(tmp_path), "float16", topk=3), epochs=0)
+    source = data(val_split=0)
+    source.setup()
+    module.teacher_cache.open(module.teacher, source, 10)
+    batch = source.train_set.pick(source.train_set.index[:20])
+    image, view = source.numbered_images(batch.sample, torch.ones_like(batch.sample)), torch.ones_like(batch.sample)
+    first, again = (module.teacher_cache.answer(batch._replace(image=image, view=view), module.teacher) for _ in "12")
+    assert torch.equal(first.logits, again.logits)
+
+
 def test_other_teachers_data_and_forms_are_refused(trainer, tmp_path):
     run(trainer, str(tmp_path), epochs=1)
     with pytest.raises(UserError, match=r"was made of another teacher \(\w+, not \w+\): name another folder"):

@@ -72,6 +72,11 @@ def test_the_middle_of_an_epoch_is_only_that_of_the_same_batches():
     for other in (loader(batch_size=20), loader(batch_size=5), loader(ranks=2)):  # of 6, 21 and 6 batches
         with pytest.raises(UserError, match="in the middle of an epoch with .*: go on with the same"):
             other.load_state_dict(first.state_dict())
+    batches = iter(first)
+    for _ in range(8):
+        next(batches)
+    with pytest.raises(UserError, match="go on with the same"):  # as many batches as the whole epoch of the other
+        loader(batch_size=20).load_state_dict(first.state_dict())
     list(first)
     loader(batch_size=20).load_state_dict(first.state_dict())  # its end suits any
 
