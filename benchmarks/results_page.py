@@ -52,7 +52,8 @@ def difference(row: Runs, reference: Runs, column: str = "acc1_last") -> str:
     found = paired_difference(by_seed(row, column), by_seed(reference, column))
     if not found.n or not reference or row == reference:
         return "–"
-    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]".replace("-", "−")
+    interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.n > 1 else ""
+    return f"{found.mean:+.2f}{interval}".replace("-", "−")
 
 
 def ahead(found: Runs) -> str:
