@@ -40,6 +40,14 @@ def unchanged_random_state() -> Iterator[None]:
         _restore(own)
 
 
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Lets torch draw on the CPU from a seed of its own, and then go on where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def _own_state() -> dict[str, Any]:
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # what others draw from
     return {

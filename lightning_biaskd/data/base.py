@@ -18,6 +18,7 @@ from lightning_biaskd.data.augment import random_bits
 from lightning_biaskd.data.batch import Batch, TensorImages, collate
 from lightning_biaskd.data.loader import EpochSampler, ResumableLoader
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.random_state import drawing_from
 
 
 class ImageDataModule(LightningDataModule):
@@ -143,8 +144,7 @@ class ImageDataModule(LightningDataModule):
         """What ``mix`` makes of a training batch; its labels become shares (B, C)."""
         number = (trainer.fit_loop.batch_idx + 1) * trainer.world_size + trainer.global_rank
         seed = random_bits(self.drawing_seed, trainer.current_epoch, torch.tensor([number]))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed))
+        with drawing_from(int(seed)):
             try:
                 image, target = mix(batch.image, F.one_hot(batch.target, self.num_classes).to(batch.image))
             except ValueError as error:

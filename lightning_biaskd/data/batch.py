@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from lightning_biaskd.data.augment import random_bits
+from lightning_biaskd.random_state import drawing_from
 
 
 class Batch(NamedTuple):
@@ -111,8 +112,7 @@ class SeededViews(Dataset[Any]):
 
     def __getitem__(self, item: int) -> Any:
         seed, epoch = self._seed_and_epoch.tolist()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(random_bits(seed, epoch, torch.tensor([item]))))
+        with drawing_from(int(random_bits(seed, epoch, torch.tensor([item])))):
             return self.dataset[item]
 
 
