@@ -20,6 +20,8 @@ TEACHERS = {
     "equal": ["model_equal", 15, "--data.train_size=10000"],
     "tenth": ["model_larger", 30, "--data.train_size=6000"],
     "noise": ["model_larger", 30, "--data.train_size=10000", "--data.label_noise=0.2"],
+    "weak": ["model_larger", 2, "--data.train_size=10000"],
+    "misled": ["model_larger", 15, "--data.train_size=10000", "--data.label_noise=0.6"],
     "full": ["model_larger", 15],
 }
 MATRICES = ("main", "when", "full", "digits")

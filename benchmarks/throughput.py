@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from baselines import PillowImages, batches, released_step, usual_step
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
-from timing import save, seconds, synchronize, table
+from timing import interleaved, save, seconds, synchronize, table
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_biaskd import KD, BiasStrategy, DistillationModule, TeacherCache
 from lightning_biaskd.audit.measure import QUIET
@@ -162,6 +163,8 @@ def run() -> None:
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--compile", choices=["true", "false"], default="false")
     parser.add_argument("--teacher_backend", default="fast")
+    parser.add_argument("--teacher_precision", default="null")
+    parser.add_argument("--teacher_stream", choices=["true", "false"], default="false")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -175,9 +178,11 @@ def run() -> None:
     def data() -> InMemoryDataModule:
         return source(batch_size=batch_size, val_split=0, views=2)
 
-    module_args: dict[str, Any] = {"compile": compiled}
+    module_args: dict[str, Any] = {"compile": compiled, "teacher_stream": args.teacher_stream == "true"}
     if args.teacher_backend != "fast":
         module_args["teacher_backend"] = args.teacher_backend
+    if args.teacher_precision != "null":
+        module_args["teacher_precision"] = args.teacher_precision
 
     def distil(cls: type[DistillationModule] = DistillationModule, **kwargs: Any) -> DistillationModule:
         networks = copy.deepcopy(student), copy.deepcopy(teacher)
@@ -192,7 +197,7 @@ def run() -> None:
         alone = copy.deepcopy(student).to(device)
         if compiled:
             alone.compile()
-        made["supervised"] = supervised_step(alone, data(), device)
+        made["supervised"] = supervised_step(alone, data(), device, args.precision)
         return made
 
     values: dict[str, Any] = {}
@@ -209,21 +214,25 @@ def run() -> None:
             watch = distil(Stopwatch, **kwargs)
             fit(watch, data(), [], args, folder)
             values["parts"][name] = {part: _per_step(times) for part, times in watch.parts.items()}  # type: ignore[attr-defined]
+    values["peak"] = matrix_product(device, args.precision)
+    values["work"] = {
+        "teacher": operations(teacher, size, kind.in_channels, backward=False) * batch_size,
+        "student": operations(student, size, kind.in_channels, backward=True) * batch_size,
+    }
+    levers = {
+        name: getattr(args, name)
+        for name in ("precision", "compile", "teacher_backend", "teacher_precision", "teacher_stream")
+        if getattr(args, name) != parser.get_default(name)
+    }
     command = f"python benchmarks/throughput.py --pair {args.pair}"
-    command += f" --precision {args.precision} --compile {args.compile} --teacher_backend {args.teacher_backend}"
-    suffix = "".join(
-        part
-        for part, asked in (
-            ("_" + args.precision, args.precision != "32-true"),
-            ("_compile", compiled),
-            ("_" + args.teacher_backend, args.teacher_backend != "fast"),
-        )
-        if asked
-    )
+    command += "".join(f" --{name} {value}" for name, value in levers.items())
+    suffix = "".join("_" + (name if value == "true" else value) for name, value in levers.items())
     save(f"throughput_{args.pair}{suffix}", command, values, report(values, batch_size))
 
 
-def supervised_step(student: nn.Module, data: InMemoryDataModule, device: torch.device) -> Callable[[], None]:
+def supervised_step(
+    student: nn.Module, data: InMemoryDataModule, device: torch.device, precision: str
+) -> Callable[[], None]:
     """The student's own step on the same input, without a Trainer, a metric or a log."""
     data.setup()
     student.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -235,12 +244,31 @@ def supervised_step(student: nn.Module, data: InMemoryDataModule, device: torch.
         batch = images.__getitems__(torch.randint(len(images), (size,)).tolist())
         batch = batch._replace(image=batch.image.to(device), sample=batch.sample.to(device))
         batch = data.training_views(batch, random_bits(0, 0, batch.sample))
-        loss = F.cross_entropy(student(data.normalized(batch.image)), batch.target.to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = F.cross_entropy(student(data.normalized(batch.image)), batch.target.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
     return step
+
+
+def operations(network: nn.Module, size: int, channels: int, backward: bool) -> int:
+    """Floating-point operations for one image, counted by PyTorch."""
+    network = copy.deepcopy(network).to("cpu")
+    with FlopCounterMode(display=False) as counter:
+        logits = network(torch.zeros(2, channels, size, size))
+        if backward:
+            logits.sum().backward()
+    return counter.get_total_flops() // 2
+
+
+def matrix_product(device: torch.device, precision: str) -> float:
+    """Operations per second of a large matrix product, which is what the device gives at best."""
+    dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.split("-")[0], torch.float32)
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    return 2 * n**3 / interleaved({"product": lambda: a @ a}, rounds=7)["product"]
 
 
 def _per_step(times: list[float]) -> float:
@@ -260,12 +288,22 @@ def report(values: dict[str, Any], batch_size: int) -> str:
     parts = values["parts"]
     names = list(dict.fromkeys(part for form in parts.values() for part in form))
     cells = [[part, *(f"{1e3 * form.get(part, 0):.2f}" for form in parts.values())] for part in names]
+    peak, work = values["peak"], values["work"]
+    shares = {
+        name: (work["student"] + (name == "no cache") * work["teacher"]) / values[name]["ours"] / peak for name in parts
+    }
+    busy = work["teacher"] / parts["no cache"]["teacher"] / peak
     return "\n\n".join(
         [
             f"Batches of {batch_size}; medians of steps that took turns.\n\n" + table(head, rows),
             "Warm-cache distillation step over the student's own supervised step without a Trainer: "
             f"{1e3 * warm['ours']:.1f} ms / {1e3 * warm['supervised']:.1f} ms = "
             f"{warm['ours'] / warm['supervised']:.3f}.",
+            f"A matrix product in this precision reaches {peak / 1e12:.2f} TFLOP/s here. Our step reaches "
+            f"{100 * shares['no cache']:.0f} % of that, {100 * shares['warm cache']:.0f} % with the cache, and the "
+            f"teacher alone {100 * busy:.0f} %. 240 epochs of 50,000 images: "
+            f"{240 * 50_000 / batch_size * values['no cache']['ours'] / 3600:.1f} hours, "
+            f"{240 * 50_000 / batch_size * warm['ours'] / 3600:.1f} with the cache.",
             "Parts of our step, each timed apart:\n\n" + table(["part [ms]", *parts], cells),
         ]
     )

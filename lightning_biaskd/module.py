@@ -29,6 +29,7 @@ from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.outputs import Outputs, with_sample
 from lightning_biaskd.rehearsal import some_images
 from lightning_biaskd.sharding import average_gradients, begin_alike, shard
+from lightning_biaskd.side_stream import beside, join
 from lightning_biaskd.tap import FeatureTap, evaluating
 from lightning_biaskd.teacher import FrozenTeacher
 from lightning_biaskd.teacher_cache import TeacherCache
@@ -77,6 +78,7 @@ class DistillationModule(ClassificationModule):
         teacher_backend: how the teacher is run: ``"plain"``, ``"fast"`` (the default), ``"compile"`` or
             ``"onnxruntime"``, see :func:`~lightning_biaskd.fast_teacher.accelerate`.
         teacher_precision: ``"32"``, ``"bf16"`` or ``"16"``, of its weights and arithmetic; ``None`` for the Trainer's.
+        teacher_stream: on a GPU, queue the teacher's work on a stream of its own, beside the student's forward.
         teacher_cache: where the teacher's answers are kept, a folder or a :class:`~lightning_biaskd.TeacherCache`;
             ``None`` asks the teacher every time.
         **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler``, ``lr_interval``, ``lr_batch_size``,
@@ -109,6 +111,7 @@ class DistillationModule(ClassificationModule):
         teacher_classes: Sequence[int] | None = None,
         teacher_backend: Backend | None = None,
         teacher_precision: Precision | None = None,
+        teacher_stream: bool = False,
         teacher_cache: TeacherCache | str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -118,6 +121,7 @@ class DistillationModule(ClassificationModule):
         self.bias = copy.deepcopy(bias)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
+        self.teacher_stream = teacher_stream
         network = teacher.model if isinstance(teacher, FrozenTeacher) else teacher
         if {id(p) for p in network.parameters()} & {id(p) for p in student.parameters()}:
             raise UserError("teacher and student share parameters: give the teacher a network of its own")
@@ -160,13 +164,13 @@ class DistillationModule(ClassificationModule):
 
     def losses(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         """See :class:`ClassificationModule`."""
-        image, target = batch[:2]
+        target = batch[1]
         if target.ndim != 1:
             raise UserError(
                 "mixed images have no single label for a teacher to be right on: distil without MixUp and CutMix "
                 "(data.mix null)"
             )
-        teacher, student = self.ask_teacher(batch), self.answer(image)
+        teacher, student = self.ask_both(batch)
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)
         if (views := max(term.views for term, _ in self.distiller.terms())) > 1:
@@ -183,6 +187,17 @@ class DistillationModule(ClassificationModule):
             **parts,
             **self.answers(student, teacher, target),
         }
+
+    def ask_both(self, batch: Sequence[Any]) -> tuple[Outputs, Outputs]:
+        """The teacher's outputs for a batch and the student's, at the same time if ``teacher_stream`` says so."""
+        image = batch[0]
+        if not (self.teacher_stream and image.is_cuda):
+            return self.ask_teacher(batch), self.answer(image)
+        with beside(image.device):
+            teacher = self.ask_teacher(batch)
+        student = self.answer(image)
+        join(image.device)
+        return teacher, student
 
     def ask_teacher(self, batch: Sequence[Any]) -> Outputs:
         """The teacher's outputs for a batch; in fit, from its cache where it has one for such a batch."""
@@ -276,12 +291,13 @@ class DistillationModule(ClassificationModule):
     def shard(self, mesh: DeviceMesh) -> None:
         """Spreads both networks over the processes, where the strategy is Lightning's ``ModelParallelStrategy``.
 
-        The teacher is then run as it is, as weights that are spread can't be folded. What the method learns beside the
-        student, every process holds whole.
+        The teacher is then run as it is, as weights that are spread can't be folded, and before the student. What the
+        method learns beside the student, every process holds whole.
         """
         if self.teacher_cache is not None:
             raise UserError("networks that are spread over processes keep no cache of the teacher: leave it out")
         self.teacher.backend = "plain"
+        self.teacher_stream = False
         begin_alike(self.distiller, mesh)
         for network in (self.student, self.teacher.model):
             begin_alike(network, mesh)

@@ -1,9 +1,11 @@
 """No step asks for a value of the device: on a GPU that would wait for it.
 
-The CPU has no such waits, so the operations that cause them elsewhere are refused.
+The CPU has no such waits, so the operations that cause them elsewhere are refused. Where there is a GPU, its own debug
+mode watches too.
 """
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,10 +15,11 @@ from settings import SETTINGS
 from tiny import network
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_biaskd import BiasStrategy, DistillationModule
+from lightning_biaskd import BiasStrategy, DistillationModule, TeacherCache
 from lightning_biaskd.callbacks import BiasMonitor, DynamicWeights
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.distillers import CRD, DKD, FitNet, WeightedSum
+from lightning_biaskd.fill_cache import fill_cache
 
 WAITS = {
     *("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero"),
@@ -61,15 +64,24 @@ def test_no_method_waits(name, mode):
         bias(distiller, *answers, target).total.backward()
 
 
+@contextmanager
+def cuda_refuses():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 class Watched(Callback):
     """Refuses waits from the first hook of a step to the last but in steps that are logged, and in the first."""
 
-    def __init__(self):
-        self.mode, self.steps = None, 0
+    def __init__(self, refuse=NoSync):
+        self.refuse, self.mode, self.steps = refuse, None, 0
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx > 0 and (trainer.global_step + 1) % trainer.log_every_n_steps:
-            self.mode = NoSync()
+            self.mode = self.refuse()
             self.mode.__enter__()
 
     def on_train_batch_end(self, *_):
@@ -88,3 +100,21 @@ def test_no_step_waits(method, trainer, monkeypatch):
     run = trainer(callbacks=callbacks, limit_val_batches=0, log_every_n_steps=5, max_epochs=2)
     run.fit(module, DigitsDataModule(train_size=640))
     assert watched.steps == 2 * 7  # of ten in an epoch: the first, and the fifth and tenth, are not watched
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks the GPU itself")
+@pytest.mark.parametrize("cached", [False, True])
+def test_no_step_waits_for_the_gpu(cached, trainer, tmp_path):
+    data = DigitsDataModule(train_size=640)
+    cache = TeacherCache(str(tmp_path / "cache"), "float32") if cached else None
+    teacher = network(10)
+
+    def module():
+        return DistillationModule(network(10), copy.deepcopy(teacher), DKD(), BiasStrategy("swap"), teacher_cache=cache)
+
+    if cached:
+        fill_cache(module(), data, trainer(accelerator="gpu"))
+    watched = Watched(cuda_refuses)
+    run = trainer(accelerator="gpu", callbacks=[watched], limit_val_batches=0, log_every_n_steps=5, max_epochs=2)
+    run.fit(module(), data)
+    assert watched.steps == 2 * 7
