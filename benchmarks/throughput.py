@@ -214,7 +214,11 @@ def run() -> None:
             watch = distil(Stopwatch, **kwargs)
             fit(watch, data(), [], args, folder)
             values["parts"][name] = {part: _per_step(times) for part, times in watch.parts.items()}  # type: ignore[attr-defined]
-    values["peak"] = matrix_product(device, args.precision)
+    teacher_precision = args.precision if args.teacher_precision == "null" else args.teacher_precision
+    values["peak"] = {
+        "teacher": large_convolution(device, teacher_precision),
+        "student": large_convolution(device, args.precision),
+    }
     values["work"] = {
         "teacher": operations(teacher, size, kind.in_channels, backward=False) * batch_size,
         "student": operations(student, size, kind.in_channels, backward=True) * batch_size,
@@ -263,12 +267,14 @@ def operations(network: nn.Module, size: int, channels: int, backward: bool) -> 
     return counter.get_total_flops() // 2
 
 
-def matrix_product(device: torch.device, precision: str) -> float:
-    """Operations per second of a large matrix product, which is what the device gives at best."""
+def large_convolution(device: torch.device, precision: str) -> float:
+    """Operations per second of a convolution that fills the device: 3x3, 256 to 256 channels, 64 images of 32x32."""
     dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.split("-")[0], torch.float32)
-    n = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(n, n, device=device, dtype=dtype)
-    return 2 * n**3 / interleaved({"product": lambda: a @ a}, rounds=7)["product"]
+    image = torch.randn(64, 256, 32, 32, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    weight = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        taken = interleaved({"convolution": lambda: F.conv2d(image, weight, padding=1)}, rounds=7)["convolution"]
+    return 2 * 9 * weight[..., 0, 0].numel() * 64 * 32 * 32 / taken
 
 
 def _per_step(times: list[float]) -> float:
@@ -288,20 +294,23 @@ def report(values: dict[str, Any], batch_size: int) -> str:
     parts = values["parts"]
     names = list(dict.fromkeys(part for form in parts.values() for part in form))
     cells = [[part, *(f"{1e3 * form.get(part, 0):.2f}" for form in parts.values())] for part in names]
-    peak, work = values["peak"], values["work"]
+    peak = values["peak"]
+    least = {network: work / peak[network] for network, work in values["work"].items()}  # seconds
     shares = {
-        name: (work["student"] + (name == "no cache") * work["teacher"]) / values[name]["ours"] / peak for name in parts
+        "no cache": sum(least.values()) / values["no cache"]["ours"],
+        "warm cache": least["student"] / warm["ours"],
+        "teacher": least["teacher"] / parts["no cache"]["teacher"],
     }
-    busy = work["teacher"] / parts["no cache"]["teacher"] / peak
     return "\n\n".join(
         [
             f"Batches of {batch_size}; medians of steps that took turns.\n\n" + table(head, rows),
             "Warm-cache distillation step over the student's own supervised step without a Trainer: "
             f"{1e3 * warm['ours']:.1f} ms / {1e3 * warm['supervised']:.1f} ms = "
             f"{warm['ours'] / warm['supervised']:.3f}.",
-            f"A matrix product in this precision reaches {peak / 1e12:.2f} TFLOP/s here. Our step reaches "
-            f"{100 * shares['no cache']:.0f} % of that, {100 * shares['warm cache']:.0f} % with the cache, and the "
-            f"teacher alone {100 * busy:.0f} %. 240 epochs of 50,000 images: "
+            f"A large convolution reaches {peak['student'] / 1e12:.2f} TFLOP/s here in the student's precision and "
+            f"{peak['teacher'] / 1e12:.2f} in the teacher's. At that speed, our step would take "
+            f"{100 * shares['no cache']:.0f} % of its time, {100 * shares['warm cache']:.0f} % with the cache, and the "
+            f"teacher alone {100 * shares['teacher']:.0f} %. 240 epochs of 50,000 images: "
             f"{240 * 50_000 / batch_size * values['no cache']['ours'] / 3600:.1f} hours, "
             f"{240 * 50_000 / batch_size * warm['ours'] / 3600:.1f} with the cache.",
             "Parts of our step, each timed apart:\n\n" + table(["part [ms]", *parts], cells),
