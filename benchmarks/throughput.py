@@ -163,7 +163,7 @@ def run() -> None:
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--compile", choices=["true", "false"], default="false")
     parser.add_argument("--teacher_backend", default="fast")
-    parser.add_argument("--teacher_precision", default="null")
+    parser.add_argument("--teacher_precision")
     parser.add_argument("--teacher_stream", choices=["true", "false"], default="false")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -178,11 +178,12 @@ def run() -> None:
     def data() -> InMemoryDataModule:
         return source(batch_size=batch_size, val_split=0, views=2)
 
-    module_args: dict[str, Any] = {"compile": compiled, "teacher_stream": args.teacher_stream == "true"}
-    if args.teacher_backend != "fast":
-        module_args["teacher_backend"] = args.teacher_backend
-    if args.teacher_precision != "null":
-        module_args["teacher_precision"] = args.teacher_precision
+    module_args: dict[str, Any] = {
+        "compile": compiled,
+        "teacher_backend": args.teacher_backend,
+        "teacher_precision": args.teacher_precision,
+        "teacher_stream": args.teacher_stream == "true",
+    }
 
     def distil(cls: type[DistillationModule] = DistillationModule, **kwargs: Any) -> DistillationModule:
         networks = copy.deepcopy(student), copy.deepcopy(teacher)
@@ -214,9 +215,8 @@ def run() -> None:
             watch = distil(Stopwatch, **kwargs)
             fit(watch, data(), [], args, folder)
             values["parts"][name] = {part: _per_step(times) for part, times in watch.parts.items()}  # type: ignore[attr-defined]
-    teacher_precision = args.precision if args.teacher_precision == "null" else args.teacher_precision
     values["peak"] = {
-        "teacher": large_convolution(device, teacher_precision),
+        "teacher": large_convolution(device, args.teacher_precision or args.precision),
         "student": large_convolution(device, args.precision),
     }
     values["work"] = {
@@ -225,7 +225,7 @@ def run() -> None:
     }
     levers = {
         name: getattr(args, name)
-        for name in ("precision", "compile", "teacher_backend", "teacher_precision", "teacher_stream")
+        for name in ("precision", *module_args)
         if getattr(args, name) != parser.get_default(name)
     }
     command = f"python benchmarks/throughput.py --pair {args.pair}"

@@ -55,7 +55,8 @@ def test_there_is_no_stream_on_the_cpu():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the CPU has no streams")
 @pytest.mark.parametrize("compile", [False, True])
-def test_training_ends_with_the_same_weights(compile, trainer):
+def test_training_ends_with_the_same_weights(compile, trainer, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     ends = []
     for own in (False, True):
         torch.manual_seed(0)
