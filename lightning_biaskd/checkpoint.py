@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.models.weights import locate, read
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -20,14 +21,18 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     Where the disk is full, training goes on with a warning, and what the checkpoint was to replace stays, even if it
     has another name. A checkpoint that is damaged or isn't there is refused in one line that names the newest whole one
-    beside it.
+    beside it. Nothing but tensors and plain values is ever unpickled, whatever ``weights_only`` says, and a remote file
+    is read only where its address ends in its digest, see :func:`~lightning_biaskd.load_weights`.
 
-    ``Trainer(plugins=[DurableCheckpointIO()])``; the ``biaskd`` command does so by itself.
+    The modules of this package put it in place of Lightning's default, whatever Trainer runs them.
     """
 
     _failed = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if "://" in str(path):  # a remote folder, which fsspec writes to
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
         place = Path(path)
         draft = place.with_name(f".{place.name}.{os.getpid()}")
         try:
@@ -53,18 +58,17 @@ class DurableCheckpointIO(TorchCheckpointIO):
             super().remove_checkpoint(path)
 
     def load_checkpoint(
-        self,
-        path: str | Path,
-        map_location: Callable[..., Any] | None = lambda storage, _: storage,
-        weights_only: bool | None = None,
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        if "://" in str(path):
+            return cast("dict[str, Any]", read(locate(str(path))))
         place = Path(path)
-        if "://" not in str(path) and not place.is_dir() and not is_whole(place):
+        if not is_whole(place):
             others = newest(place.parent.glob("*.ckpt"))
             remedy = f"go on from '{others}'" if others else "there is no other beside it"
             fault = "is damaged, probably cut off while it was written" if place.is_file() else "is not there"
             raise UserError(f"the checkpoint '{path}' {fault}: {remedy}")
-        return super().load_checkpoint(path, map_location, weights_only)
+        return cast("dict[str, Any]", read(place))
 
 
 def is_whole(path: Path) -> bool:

@@ -235,6 +235,7 @@ class ClassificationModule(ResumableModule):
         self.log_meters("test")
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         datamodule = getattr(self.trainer, "datamodule", None)
         self.num_classes = getattr(datamodule, "num_classes", None)
         self.connect_data(datamodule)

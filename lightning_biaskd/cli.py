@@ -114,7 +114,7 @@ class BiasKDCLI(LightningCLI):
             bar = trainer.callbacks.index(trainer.progress_bar_callback)  # type: ignore[attr-defined]
             trainer.callbacks[bar] = DistillationProgressBar()  # type: ignore[attr-defined]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = DurableCheckpointIO()
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()  # for users' own modules too
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 
+from lightning_biaskd.checkpoint import DurableCheckpointIO
+from lightning_biaskd.guarded_loading import GuardedLoading
 from lightning_biaskd.random_state import random_states, restore_random_state
 
 
-class ResumableModule(LightningModule):
+class ResumableModule(GuardedLoading, LightningModule):
     """Goes on from a checkpoint with the random state of every process and the best metric so far.
 
     With data modules of this package, whose order and views are functions of seed, epoch and sample, a run that was
@@ -17,6 +20,10 @@ class ResumableModule(LightningModule):
     """
 
     _random_states: list[dict[str, Any]] | None = None
+
+    def setup(self, stage: str) -> None:
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = DurableCheckpointIO()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_states"] = random_states()

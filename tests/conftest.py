@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from file_server import server  # noqa: F401  (a fixture)
 from lightning.pytorch import Trainer, seed_everything
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -18,10 +18,11 @@ from lightning_biaskd.data.augment import random_bits
 from lightning_biaskd.data.batch import Batch, TensorImages, collate
 from lightning_biaskd.data.loader import EpochSampler, ResumableLoader
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.guarded_loading import GuardedLoading
 from lightning_biaskd.random_state import drawing_from
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(GuardedLoading, LightningDataModule):
     """Base of the data modules: splits, loaders, and normalisation and augmentation on the device.
 
     A subclass states the constants and gives :meth:`datasets`; one that fits in memory rather subclasses

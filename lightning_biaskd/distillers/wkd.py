@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_biaskd.distillers.base import Distiller
+from lightning_biaskd.models.weights import read
 from lightning_biaskd.outputs import Outputs, at_least_float32
 
 _FLOOR = 1e-8
@@ -262,12 +262,8 @@ def _matrix(distances: str | Sequence[Sequence[float]] | Tensor) -> Tensor:
 
 
 def _load(path: str) -> Tensor:
-    if Path(path).suffix == ".safetensors":
-        tensors = list(load_file(path).values())
-        if len(tensors) != 1:
-            raise ValueError(f"{path} must hold one tensor, it holds {len(tensors)}")
-        return tensors[0]
-    matrix = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(matrix, Tensor):
-        raise ValueError(f"{path} must hold one tensor, it holds a {type(matrix).__name__}")
-    return matrix
+    content = read(Path(path))
+    tensors = list(content.values()) if isinstance(content, Mapping) else [content]
+    if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
+        raise ValueError(f"{path} must hold one tensor and nothing else")
+    return tensors[0]

@@ -204,7 +204,7 @@ def test_wkd_reads_distances_from_files(tmp_path):
     save_file({"d": matrix}, tmp_path / "d.safetensors")
     for name in ("d.pth", "d.safetensors"):
         assert torch.equal(WKD(str(tmp_path / name)).distances, matrix)
-    torch.save({"d": matrix}, tmp_path / "dict.pth")
+    torch.save({"d": matrix, "e": matrix}, tmp_path / "dict.pth")
     save_file({"d": matrix, "e": matrix + 1}, tmp_path / "two.safetensors")
     for name in ("dict.pth", "two.safetensors"):
         with pytest.raises(ValueError, match="must hold one tensor"):
