@@ -13,8 +13,8 @@ from timing import interleaved, save, table
 from torchvision import transforms
 
 from lightning_biaskd.data import CIFAR100DataModule
-from lightning_biaskd.data.augment import random_bits
 from lightning_biaskd.data.batch import TensorImages
+from lightning_biaskd.randomness.bits import random_bits
 
 
 def run() -> None:

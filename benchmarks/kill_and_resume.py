@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from timing import save, table
 
-from lightning_biaskd.checkpoint import newest
+from lightning_biaskd.training.checkpoint import newest
 
 METHOD = """
 model:

@@ -21,7 +21,8 @@ from pathlib import Path
 import lightning
 import torch
 
-from lightning_biaskd.cli import CONFIGS, main
+from lightning_biaskd.__main__ import main
+from lightning_biaskd.command_line.shipped import CONFIGS
 
 FORMS = {"plain": "bias/none.yaml", "paper": "bias/paper.yaml"}
 

@@ -14,7 +14,7 @@ from timing import interleaved, save, table
 CONTENDERS = {
     "import lightning, torchvision": ["-c", "import lightning, torchvision"],
     "import lightning_biaskd": ["-c", "import lightning_biaskd"],
-    "import all of it, data and callbacks too": ["-c", "import lightning_biaskd.cli"],
+    "import all of it, data and callbacks too": ["-c", "import lightning_biaskd.command_line.parser"],
     "biaskd --help": ["-m", "lightning_biaskd", "--help"],
     "biaskd fit --help": ["-m", "lightning_biaskd", "fit", "--help"],
 }

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_biaskd import KD, BiasStrategy, DistillationModule, TeacherCache
-from lightning_biaskd.audit.measure import QUIET
 from lightning_biaskd.data import CIFAR100DataModule, FashionMNISTDataModule, InMemoryDataModule
-from lightning_biaskd.data.augment import random_bits
 from lightning_biaskd.data.batch import TensorImages
-from lightning_biaskd.fill_cache import fill_cache
 from lightning_biaskd.models import CIFARResNet, resnet8x4, resnet14, resnet32x4
+from lightning_biaskd.randomness.bits import random_bits
+from lightning_biaskd.training.fill_cache import fill_cache
+from lightning_biaskd.training.passes import QUIET
 
 
 def random_data(kind: type[InMemoryDataModule], size: int, train: int) -> type[InMemoryDataModule]:

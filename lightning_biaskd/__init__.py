@@ -1,21 +1,46 @@
 """Knowledge distillation that does not hand the teacher's mistakes to the student, for PyTorch Lightning."""
 
-from lightning_biaskd.bias import BiasLoss, BiasStrategy
-from lightning_biaskd.callbacks import EMA, DynamicWeights
-from lightning_biaskd.classes import ClassMap
-from lightning_biaskd.classification import ClassificationModule
-from lightning_biaskd.distillers import DKD, KD, Distiller, WeightedSum
-from lightning_biaskd.errors import UserError
-from lightning_biaskd.export import export_student, load_student
-from lightning_biaskd.inputs import InputConversion, InputSpec
-from lightning_biaskd.models import load_weights
-from lightning_biaskd.module import DistillationModule
-from lightning_biaskd.outputs import Outputs
-from lightning_biaskd.tap import FeatureTap
-from lightning_biaskd.teacher import FrozenTeacher
-from lightning_biaskd.teacher_cache import TeacherCache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lightning_biaskd.renamed import find_renamed_modules
+
+if TYPE_CHECKING:
+    from lightning_biaskd.bias import BiasLoss, BiasStrategy
+    from lightning_biaskd.callbacks import EMA, DynamicWeights
+    from lightning_biaskd.distiller import Distiller
+    from lightning_biaskd.distillers import DKD, KD, WeightedSum
+    from lightning_biaskd.errors import UserError
+    from lightning_biaskd.export import export_student, load_student
+    from lightning_biaskd.networks.class_map import ClassMap
+    from lightning_biaskd.networks.inputs import InputConversion, InputSpec
+    from lightning_biaskd.networks.outputs import Outputs
+    from lightning_biaskd.networks.tap import FeatureTap
+    from lightning_biaskd.networks.weights import load_weights
+    from lightning_biaskd.teachers import FrozenTeacher, TeacherCache
+    from lightning_biaskd.training.classification import ClassificationModule
+    from lightning_biaskd.training.distillation import DistillationModule
+
+__version__ = "0.2.0"
+
+# imported when they are first used, so that importing one part loads no other
+_PLACES = {
+    "bias": ["BiasLoss", "BiasStrategy"],
+    "callbacks": ["EMA", "DynamicWeights"],
+    "distiller": ["Distiller"],
+    "distillers": ["DKD", "KD", "WeightedSum"],
+    "errors": ["UserError"],
+    "export": ["export_student", "load_student"],
+    "networks.class_map": ["ClassMap"],
+    "networks.inputs": ["InputConversion", "InputSpec"],
+    "networks.outputs": ["Outputs"],
+    "networks.tap": ["FeatureTap"],
+    "networks.weights": ["load_weights"],
+    "teachers": ["FrozenTeacher", "TeacherCache"],
+    "training.classification": ["ClassificationModule"],
+    "training.distillation": ["DistillationModule"],
+}
+_PLACE = {name: place for place, names in _PLACES.items() for name in names}
 
 __all__ = [
     "DKD",
@@ -40,3 +65,17 @@ __all__ = [
     "load_student",
     "load_weights",
 ]
+
+find_renamed_modules()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_PLACE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,7 +9,7 @@ from data_files import write_idx
 from tiny import snapshot, unchanged
 
 from lightning_biaskd import ClassificationModule, DistillationModule, load_weights
-from lightning_biaskd.cli import main
+from lightning_biaskd.__main__ import main
 from lightning_biaskd.models import CIFARResNet
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*callbacks used to create")

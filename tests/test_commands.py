@@ -12,8 +12,8 @@ from test_cli import FAST, fails
 from tiny import network
 
 from lightning_biaskd import ClassificationModule, DistillationModule, InputSpec, UserError, load_student, load_weights
-from lightning_biaskd.cli import main
-from lightning_biaskd.commands import Commands
+from lightning_biaskd.__main__ import main
+from lightning_biaskd.command_line.commands import Commands
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.models import CIFARResNet
 

@@ -17,8 +17,8 @@ from settings import SETTINGS
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_biaskd import BiasStrategy
+from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.distillers import MLKD, LogitStandardization
-from lightning_biaskd.distributed import losses_on_joined_batch
 
 SIZE, CLASSES = 8, 6
 CASES = {**SETTINGS, "two views": Setting(LogitStandardization(MLKD(views=2)))}

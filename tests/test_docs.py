@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import lightning_biaskd
-from lightning_biaskd.cli import main
+from lightning_biaskd.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 GENERATED = {ROOT / "docs" / "methods", ROOT / "docs" / "notebooks"}

@@ -17,11 +17,11 @@ from tiny import CLASSES, TinyData, network, snapshot, unchanged
 from torch import nn
 
 from lightning_biaskd import DKD, KD, BiasStrategy, ClassificationModule, DistillationModule, UserError
+from lightning_biaskd.__main__ import main
 from lightning_biaskd.callbacks import EMA, DynamicWeights, NaNGuard
-from lightning_biaskd.checkpoint import DurableCheckpointIO, is_whole, newest
-from lightning_biaskd.cli import main
 from lightning_biaskd.data import DigitsDataModule
-from lightning_biaskd.random_state import random_states, restore_random_state
+from lightning_biaskd.randomness.state import random_states, restore_random_state
+from lightning_biaskd.training.checkpoint import DurableCheckpointIO, is_whole, newest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -159,7 +159,11 @@ def test_last_on_the_command_line_after_a_kill(tmp_path, capsys):
     options = ["fit", "--trainer.max_epochs", "3", "--trainer.accelerator", "cpu", "--test_after_fit", "false"]
     options += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
     options += ["--data.train_size", "200", "--ckpt_path", "last"]
-    program = [sys.executable, "-c", "import signal; signal.alarm; from lightning_biaskd.cli import main; main()"]
+    program = [
+        sys.executable,
+        "-c",
+        "import signal; signal.alarm; from lightning_biaskd.command_line.parser import main; main()",
+    ]
 
     def fit(folder, *more):
         folder.mkdir(exist_ok=True)

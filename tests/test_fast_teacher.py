@@ -10,7 +10,7 @@ from tiny import TinyData, network, snapshot, unchanged
 from torch import nn
 
 from lightning_biaskd import DistillationModule, FeatureTap, FrozenTeacher, UserError, models
-from lightning_biaskd.fast_teacher import accelerate
+from lightning_biaskd.teachers.backends import accelerate
 
 
 def settled(net, size=32, channels=3):

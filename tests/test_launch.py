@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from tiny import network
 
 from lightning_biaskd import UserError
-from lightning_biaskd.checks import check_accumulation
+from lightning_biaskd.training.checks import check_accumulation
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -176,7 +176,7 @@ def test_what_spread_networks_cannot_have_is_refused(what, tmp_path):
 def test_a_list_of_modules_is_spread_by_its_members(tmp_path):
     code = """
         from torch.distributed.device_mesh import init_device_mesh
-        from lightning_biaskd.sharding import shard
+        from lightning_biaskd.distributed.sharding import shard
         torch.distributed.init_process_group("gloo")
         class Blocks(nn.Module):
             def __init__(self):

@@ -8,7 +8,7 @@ import cards
 import pytest
 
 from lightning_biaskd import Distiller, distillers
-from lightning_biaskd.cli import CONFIGS
+from lightning_biaskd.command_line.shipped import CONFIGS
 
 ROWS = {name: list(row.values()) for name, row in cards.rows().items()}
 EXPORTED = {

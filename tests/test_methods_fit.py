@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_biaskd.cli import CONFIGS, main
+from lightning_biaskd.__main__ import main
+from lightning_biaskd.command_line.shipped import CONFIGS
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 

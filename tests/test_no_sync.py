@@ -19,7 +19,7 @@ from lightning_biaskd import BiasStrategy, DistillationModule, TeacherCache
 from lightning_biaskd.callbacks import BiasMonitor, DynamicWeights
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.distillers import CRD, DKD, FitNet, WeightedSum
-from lightning_biaskd.fill_cache import fill_cache
+from lightning_biaskd.training.fill_cache import fill_cache
 
 WAITS = {
     *("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero"),
@@ -93,7 +93,7 @@ class Watched(Callback):
 @pytest.mark.parametrize("method", [DKD(), WeightedSum([(CRD(negatives=8), 1.0), (FitNet(-1), 1.0)])])
 def test_no_step_waits(method, trainer, monkeypatch):
     # as on a GPU: values are read in the first batch only
-    monkeypatch.setattr("lightning_biaskd.checks.may_read", lambda _, batch_idx: batch_idx == 0)
+    monkeypatch.setattr("lightning_biaskd.training.checks.may_read", lambda _, batch_idx: batch_idx == 0)
     watched = Watched()
     module = DistillationModule(network(10), network(10), method, BiasStrategy("swap"))
     callbacks = [watched, DynamicWeights(interval="step"), BiasMonitor()]

@@ -12,7 +12,7 @@ import torch
 from data_files import write_cifar, write_folders
 
 from lightning_biaskd import DistillationModule
-from lightning_biaskd.cli import main
+from lightning_biaskd.__main__ import main
 from lightning_biaskd.data import CIFAR100DataModule
 
 CIFAR = ["-c", "configs/data/cifar100.yaml", "--data.val_split", "8", "--data.batch_size", "4"]

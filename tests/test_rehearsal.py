@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from lightning_biaskd import KD, BiasStrategy, DistillationModule, InputSpec, UserError, WeightedSum
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.distillers import LogitStandardization
-from lightning_biaskd.distillers.features import FeatureDistiller, as_map, embeddings, layer_names, same_size
-from lightning_biaskd.outputs import Outputs
+from lightning_biaskd.features.base import FeatureDistiller, as_map, embeddings, layer_names, same_size
+from lightning_biaskd.networks.outputs import Outputs
 
 
 class Hint(FeatureDistiller):

@@ -36,8 +36,8 @@ def test_the_student_runs_beside_the_teacher_and_both_are_joined_before_the_loss
         yield
         calls.append("first stream")
 
-    monkeypatch.setattr("lightning_biaskd.module.beside", beside)
-    monkeypatch.setattr("lightning_biaskd.module.join", lambda device: calls.append("join"))
+    monkeypatch.setattr("lightning_biaskd.training.distillation.beside", beside)
+    monkeypatch.setattr("lightning_biaskd.training.distillation.join", lambda device: calls.append("join"))
     batch = torch.randn(4, 1, 6, 6).as_subclass(OnGPU), torch.tensor([0, 1, 2, 0])
     Recorded(network(), network(), teacher_stream=True).losses(batch, 0)
     assert calls == ["side stream", "teacher", "first stream", "student", "join", "losses"]

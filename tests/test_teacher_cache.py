@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_biaskd import DistillationModule, FrozenTeacher, TeacherCache, UserError
-from lightning_biaskd.cli import main
+from lightning_biaskd.__main__ import main
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.distillers import SDD
-from lightning_biaskd.fill_cache import fill_cache
 from lightning_biaskd.models import CIFARResNet
+from lightning_biaskd.training.fill_cache import fill_cache
 
 ROOT = Path(__file__).parents[1]
 
@@ -171,10 +171,10 @@ def test_processes_that_share_the_filling_leave_nothing_out(tmp_path, monkeypatc
     source.setup()
     cache, teacher = TeacherCache(str(tmp_path)), FrozenTeacher(net(width=6))
     cache.open(teacher, source, 10)
-    monkeypatch.setattr("lightning_biaskd.teacher_cache.world_size", lambda: 2)
+    monkeypatch.setattr("lightning_biaskd.teachers.cache.world_size", lambda: 2)
     shares = []
     for rank in (0, 1):  # the second looks for what is missing when the first has filled some of it
-        monkeypatch.setattr("lightning_biaskd.teacher_cache.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("lightning_biaskd.teachers.cache.rank", lambda rank=rank: rank)
         shares += [total for _, total in cache.fill(teacher, source, torch.device("cpu"))][-1:]
     assert not cache.missing(source).numel()
     assert sum(shares) == 3 * 100 + 57

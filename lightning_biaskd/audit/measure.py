@@ -16,21 +16,16 @@ from torchmetrics import Metric
 from lightning_biaskd.audit.report import AuditReport, ClassBias, Correction, Mistake
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import Mode, rectify_logits
-from lightning_biaskd.checks import check_labels, check_teacher
-from lightning_biaskd.distributed import rows_of_its_own
+from lightning_biaskd.distributed.padding import unpadded_rows
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BiasRate, CalibrationError, NotOnTop, confused_pairs
-from lightning_biaskd.module import DistillationModule
-from lightning_biaskd.outputs import at_least_float32
+from lightning_biaskd.networks.outputs import at_least_float32
+from lightning_biaskd.training.checks import check_labels, check_teacher
+from lightning_biaskd.training.distillation import DistillationModule
+from lightning_biaskd.training.passes import QUIET
 
 BINS = 20
 MODES: tuple[Mode, ...] = tuple(mode for mode in get_args(Mode) if mode != "none")
-QUIET: dict[str, Any] = {
-    **{"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
-    **{"limit_val_batches": 0, "num_sanity_val_steps": 0},
-    **{"accumulate_grad_batches": 1, "gradient_clip_val": None},  # nothing is trained
-}
-"""Arguments of a Trainer that leaves no trace."""
 
 
 def audit(module: LightningModule, datamodule: LightningDataModule, trainer: Trainer | None = None) -> AuditReport:
@@ -171,7 +166,7 @@ class _Auditor(LightningModule):
             return torch.ones(rows, dtype=torch.bool)
         size = int(loader.batch_size)
         images = min(size, len(sampler) - batch_idx * size)  # each may be there in several views
-        return torch.arange(rows) % images < rows_of_its_own(loader, batch_idx, images)
+        return torch.arange(rows) % images < unpadded_rows(loader, batch_idx, images)
 
     def on_train_end(self) -> None:
         self.values = {name: meter.compute() for name, meter in self.meters.items()}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.bias.partition import partition
-from lightning_biaskd.outputs import at_least_float32
+from lightning_biaskd.networks.outputs import at_least_float32
 
 Mode = Literal["swap", "blend", "onehot", "revise", "none"]
 Space = Literal["probs", "logits"]

@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import Space, rectify_logits
-from lightning_biaskd.distillers.base import Distiller
-from lightning_biaskd.distributed import losses_on_joined_batch, world_size
-from lightning_biaskd.outputs import Outputs, with_logits
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.distributed.ranks import world_size
+from lightning_biaskd.networks.outputs import Outputs, with_logits
 
 Mode = Literal["swap", "blend", "onehot", "revise", "none", "drop"]
 Normalize = Literal["group", "batch"]

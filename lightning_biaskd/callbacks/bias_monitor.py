@@ -28,7 +28,7 @@ from lightning_biaskd.plotting import AMBER, BLUE, GREY, ORANGE, bars, lines, pa
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lightning_biaskd.module import DistillationModule
+    from lightning_biaskd.training.distillation import DistillationModule
 
 
 class BiasMonitor(EpochPicture):

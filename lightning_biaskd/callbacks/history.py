@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_biaskd.plotting import require_matplotlib
+from lightning_biaskd.training.run_folder import run_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,15 +134,6 @@ class EpochPicture(History):
             self._display = ipython.display(picture, display_id=True)
         else:
             self._display.update(picture)
-
-
-def run_folder(trainer: Trainer) -> Path:
-    """The folder of a run, where Lightning puts its ``checkpoints``."""
-    if not trainer.loggers:
-        return Path(trainer.default_root_dir)
-    logger = trainer.loggers[0]
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
 
 
 def in_notebook() -> bool:

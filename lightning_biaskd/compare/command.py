@@ -8,13 +8,13 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]  # public, if not in its __all__
 
-from lightning_biaskd.cli import BriefParser
+from lightning_biaskd.command_line.parser import BriefParser
 from lightning_biaskd.compare.curves import draw
 from lightning_biaskd.compare.matrix import Matrix
 from lightning_biaskd.compare.page import page
-from lightning_biaskd.compare.run import RESULT
-from lightning_biaskd.compare.runner import Outcome, run_matrix, runs_of
+from lightning_biaskd.compare.scheduler import Outcome, run_matrix, runs_of
 from lightning_biaskd.compare.table import csv_table, legend, markdown_table
+from lightning_biaskd.compare.worker import RESULT
 from lightning_biaskd.plotting import require_matplotlib
 
 REFRESH_SECONDS = 60.0
@@ -42,7 +42,7 @@ def compare(
         title: of the report; ``None`` for the name of the folder.
 
     Returns:
-        Results and failures; see :class:`~lightning_biaskd.compare.runner.Outcome`.
+        Results and failures; see :class:`~lightning_biaskd.compare.scheduler.Outcome`.
 
     Raises:
         UserError: before anything is run: what is wrong with the matrix, or matplotlib is missing.

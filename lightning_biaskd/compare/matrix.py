@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from lightning_biaskd.cli import shipped
+from lightning_biaskd.command_line.shipped import shipped
 from lightning_biaskd.errors import UserError
 
 Choice = str | list[str] | dict[str, Any] | None

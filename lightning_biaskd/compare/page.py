@@ -7,7 +7,7 @@ from html import escape
 
 from lightning_biaskd.compare.curves import draw, svg
 from lightning_biaskd.compare.matrix import Matrix
-from lightning_biaskd.compare.runner import Outcome
+from lightning_biaskd.compare.scheduler import Outcome
 from lightning_biaskd.compare.table import columns, legend, lines
 
 _STYLE = """

@@ -8,40 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_biaskd.hashing import GOLDEN, hashed, mix
-
-
-def random_bits(seed: int, epoch: int | Tensor, index: Tensor) -> Tensor:
-    """Random 63-bit numbers, one per sample, that depend on nothing else.
-
-    So any rank, any number of workers and any resumed run draw the same views.
-
-    Args:
-        seed: of the run.
-        epoch: 0-based; a number, or one for each sample.
-        index: (B,) int64, the sample's number in its data set.
-
-    Returns:
-        (B,) int64, not negative.
-
-    Example:
-        >>> a, b = random_bits(0, 0, torch.tensor([0, 1])), random_bits(0, 1, torch.tensor([0, 1]))
-        >>> bool((a != b).all()), torch.equal(random_bits(0, 0, torch.tensor([1])), a[1:])
-        (True, True)
-    """
-    start = mix(torch.tensor([seed], dtype=torch.int64, device=index.device) * GOLDEN + epoch + 1)
-    return hashed(mix(start + index))
-
-
-def further_bits(bits: Tensor) -> Tensor:
-    """A second draw (B,) of :func:`random_bits` from the first, for another view of the same image.
-
-    Example:
-        >>> first = random_bits(0, 0, torch.tensor([0, 1]))
-        >>> bool((further_bits(first) != first).all())
-        True
-    """
-    return hashed(bits)
+from lightning_biaskd.randomness.bits import further_bits, uniform
 
 
 def crop_and_flip(image: Tensor, bits: Tensor, padding: int, flip: bool) -> Tensor:
@@ -145,11 +112,6 @@ def color_jitter(image: Tensor, bits: Tensor, strength: float) -> Tensor:
     if image.shape[1] == 3:
         pixels = _blend(pixels, _grey(pixels).floor(), saturation)
     return pixels.to(image.dtype)
-
-
-def uniform(bits: Tensor) -> Tensor:
-    """Numbers (B,) in [0, 1), float32, from the upper bits of :func:`random_bits`."""
-    return (bits >> 39).float() / (1 << 24)
 
 
 def _grey(pixels: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_biaskd.data.augment import random_bits
 from lightning_biaskd.data.batch import Batch, TensorImages, collate
 from lightning_biaskd.data.loader import EpochSampler, ResumableLoader
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.guarded_loading import GuardedLoading
-from lightning_biaskd.random_state import drawing_from
+from lightning_biaskd.networks.guarded_loading import GuardedLoading
+from lightning_biaskd.randomness.bits import random_bits
+from lightning_biaskd.randomness.state import drawing_from
 
 
 class ImageDataModule(GuardedLoading, LightningDataModule):

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from lightning_biaskd.data.augment import random_bits
-from lightning_biaskd.random_state import drawing_from
+from lightning_biaskd.randomness.bits import random_bits
+from lightning_biaskd.randomness.state import drawing_from
 
 
 class Batch(NamedTuple):

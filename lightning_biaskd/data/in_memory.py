@@ -11,21 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_biaskd.data.augment import (
-    color_jitter,
-    count_views,
-    crop_and_flip,
-    cutout,
-    further_bits,
-    random_bits,
-    view_bits,
-    view_number,
-)
+from lightning_biaskd.data.augment import color_jitter, count_views, crop_and_flip, cutout, view_bits, view_number
 from lightning_biaskd.data.base import ImageDataModule
 from lightning_biaskd.data.batch import Batch, SeededViews, TensorImages, TorchvisionViews
 from lightning_biaskd.data.strong_view import strong_view
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.fingerprint import fingerprint
+from lightning_biaskd.files import fingerprint
+from lightning_biaskd.randomness.bits import further_bits, random_bits
 
 Split = Literal["train", "test"]
 

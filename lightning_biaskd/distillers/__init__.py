@@ -1,14 +1,13 @@
 """Published distillation methods, one file each."""
 
+from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distillers.at import AT, at_loss
-from lightning_biaskd.distillers.base import Distiller, kl_divergence, without_label
 from lightning_biaskd.distillers.cat_kd import CATKD, cat_kd_loss, class_activation_maps
 from lightning_biaskd.distillers.cc import CC, cc_loss
 from lightning_biaskd.distillers.crd import CRD, crd_loss
 from lightning_biaskd.distillers.ctkd import CTKD, ctkd_loss
 from lightning_biaskd.distillers.dist import DIST, dist_loss
 from lightning_biaskd.distillers.dkd import DKD, dkd_loss
-from lightning_biaskd.distillers.features import FeatureDistiller
 from lightning_biaskd.distillers.fitnet import FitNet, hint_loss
 from lightning_biaskd.distillers.kd import KD, kd_loss
 from lightning_biaskd.distillers.kdsvd import KDSVD, kdsvd_loss
@@ -40,6 +39,8 @@ from lightning_biaskd.distillers.weighted_sum import WeightedSum
 from lightning_biaskd.distillers.wkd import WKD, class_distances, wkd_loss
 from lightning_biaskd.distillers.wkd_feature import WKDFeature, wkd_feature_loss
 from lightning_biaskd.distillers.wsld import WSLD, wsld_loss
+from lightning_biaskd.features.base import FeatureDistiller
+from lightning_biaskd.logits import kl_divergence, without_label
 
 __all__ = [
     "AT",

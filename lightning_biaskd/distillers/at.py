@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_biaskd.distillers.features import FeatureDistiller, Layer, same_size, unit
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, Layer, same_size, unit
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def at_loss(student: Tensor, teacher: Tensor, power: float = 2.0) -> Tensor:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.features import FeatureDistiller, Layer, as_map, check_average, unit
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, check_average, unit
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def class_activation_maps(feature: Tensor, weight: Tensor) -> Tensor:

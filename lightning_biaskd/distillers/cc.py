@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import Connector, learned, module_list
-from lightning_biaskd.distillers.features import FeatureDistiller, embeddings
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, embeddings
+from lightning_biaskd.features.connectors import Connector, learned, module_list
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def cc_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Tensor:

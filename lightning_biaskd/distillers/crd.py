@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import Connector, learned, module_list
-from lightning_biaskd.distillers.features import FeatureDistiller, embeddings, product, unit
-from lightning_biaskd.distributed import gather
+from lightning_biaskd.distributed.gather import gather
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.hashing import GOLDEN, hashed, mix
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, embeddings, product, unit
+from lightning_biaskd.features.connectors import Connector, learned, module_list
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
+from lightning_biaskd.randomness.bits import GOLDEN, hashed, mix
 
 _EPS = 1e-7
 

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.base import Distiller, kl_divergence
-from lightning_biaskd.outputs import Outputs
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.logits import kl_divergence
+from lightning_biaskd.networks.outputs import Outputs
 
 
 def reverse_gradient(x: Tensor, strength: float | Tensor = 1.0) -> Tensor:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-8
 

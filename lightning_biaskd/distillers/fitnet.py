@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import learned, module_list, regressor
-from lightning_biaskd.distillers.features import FeatureDistiller, Layer, as_map, same_size
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, same_size
+from lightning_biaskd.features.connectors import learned, module_list, regressor
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class FitNet(FeatureDistiller):
     .. math:: \ell_i = \sum_l \mathrm{mean}\big(r_l(F^S_{il}) - F^T_{il}\big)^2
 
     over channels and positions, with :math:`r_l` learned: a convolution, BatchNorm and ReLU, see
-    :func:`~lightning_biaskd.distillers.connectors.regressor`.
+    :func:`~lightning_biaskd.features.connectors.regressor`.
 
     Layer, regressor and the loss's weight of 100 beside cross-entropy at 1 are those of RepDistiller and mdistiller,
     which train by the hint and the labels at once; the paper first trains the lower half of the student by the hint

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller, kl_divergence
-from lightning_biaskd.outputs import Outputs
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.logits import kl_divergence
+from lightning_biaskd.networks.outputs import Outputs
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:

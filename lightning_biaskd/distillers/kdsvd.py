@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_biaskd.distillers.features import FeatureDistiller, Layer, product, same_size, unit
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, Layer, product, same_size, unit
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 Vectors = Literal["columns", "channels"]
 

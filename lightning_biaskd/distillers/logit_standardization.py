@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller, Wrapper
+from lightning_biaskd.distiller import Distiller, Wrapper
 from lightning_biaskd.distillers.kd import KD
-from lightning_biaskd.outputs import Outputs, at_least_float32, with_logits
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_logits
 
 
 def standardize(logits: Tensor, eps: float = 1e-7) -> Tensor:

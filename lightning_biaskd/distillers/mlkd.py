@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller
+from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distillers.kd import kd_loss
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def mlkd_loss(

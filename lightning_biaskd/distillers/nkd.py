@@ -3,8 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller, without_label
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.logits import without_label
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def nkd_loss(

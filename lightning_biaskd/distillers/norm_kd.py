@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller, kl_divergence
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.logits import kl_divergence
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def norm_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_biaskd.distillers.features import FeatureDistiller, Layer, product, same_size, unit
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, Layer, product, same_size, unit
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def _mean_kernel(a: Tensor, b: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_biaskd.distillers.features import FeatureDistiller, embeddings, pairs_kept, product, unit
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, embeddings, pairs_kept, product, unit
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-7
 

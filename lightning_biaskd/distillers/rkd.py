@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_biaskd.distillers.features import FeatureDistiller, embeddings, pairs_kept, product, unit
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, embeddings, pairs_kept, product, unit
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def _relations(x: Tensor, pairs: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller, kl_divergence, split_label
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.logits import kl_divergence, split_label
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _MASKED = -1e9
 

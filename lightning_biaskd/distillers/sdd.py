@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.bias.partition import partition
-from lightning_biaskd.distillers.base import Distiller, Wrapper
+from lightning_biaskd.distiller import Distiller, Wrapper
 from lightning_biaskd.distillers.dkd import DKD
-from lightning_biaskd.distillers.features import Layer, check_average, layer_names
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.outputs import Outputs
+from lightning_biaskd.features.base import Layer, check_average, layer_names
+from lightning_biaskd.networks.outputs import Outputs
 
 
 def cell_logits(feature: Tensor, head: Callable[[Tensor], Tensor], scales: Sequence[int] = (1, 2, 4)) -> Tensor:

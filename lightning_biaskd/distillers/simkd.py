@@ -7,11 +7,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import Connector, learned, module_list
-from lightning_biaskd.distillers.features import FeatureDistiller, Layer, check_average, feature_of, same_size
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.outputs import Outputs, at_least_float32
-from lightning_biaskd.tap import FeatureTap, untapped
+from lightning_biaskd.features.base import FeatureDistiller, Layer, check_average, feature_of, same_size
+from lightning_biaskd.features.connectors import Connector, learned, module_list
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
+from lightning_biaskd.networks.tap import FeatureTap, untapped
 
 _PROJECTED = "SimKD: projected"
 

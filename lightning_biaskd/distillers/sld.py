@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_biaskd.bias.rectify import rectify_logits
-from lightning_biaskd.distillers.base import Distiller
+from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distillers.kd import kd_loss
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def sld_loss(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_biaskd.distillers.features import FeatureDistiller, Layer, pairs_kept, product, unit
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, Layer, pairs_kept, product, unit
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def sp_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Tensor:

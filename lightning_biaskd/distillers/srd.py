@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import Connector, learned, module_list
-from lightning_biaskd.distillers.features import FeatureDistiller, embeddings
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, embeddings
+from lightning_biaskd.features.connectors import Connector, learned, module_list
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-4
 

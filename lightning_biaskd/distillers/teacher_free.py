@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller, kl_divergence
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.logits import kl_divergence
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def label_smoothing_loss(student_logits: Tensor, target: Tensor, smoothing: float = 0.1) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import Connector, learned, module_list
-from lightning_biaskd.distillers.features import FeatureDistiller, Layer, as_map, same_size
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, same_size
+from lightning_biaskd.features.connectors import Connector, learned, module_list
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-5
 

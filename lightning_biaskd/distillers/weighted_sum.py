@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.base import Distiller
-from lightning_biaskd.outputs import Outputs
-from lightning_biaskd.tap import FeatureTap
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.networks.outputs import Outputs
+from lightning_biaskd.networks.tap import FeatureTap
 
 
 class WeightedSum(Distiller):

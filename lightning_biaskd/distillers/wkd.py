@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_biaskd.distillers.base import Distiller
-from lightning_biaskd.models.weights import read
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
+from lightning_biaskd.networks.weights import read
 
 _FLOOR = 1e-8
 """The authors' code adds it to every cost, so that staying is not quite free."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distillers.connectors import learned, module_list, regressor
-from lightning_biaskd.distillers.features import FeatureDistiller, Layer, as_map
 from lightning_biaskd.distillers.wkd import cosine_decay
-from lightning_biaskd.outputs import Outputs, at_least_float32
+from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map
+from lightning_biaskd.features.connectors import learned, module_list, regressor
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-5
 
@@ -80,7 +80,7 @@ class WKDFeature(FeatureDistiller):
             + (\sigma^S_{nc} - \sigma^T_{nc})^2\big)
 
     where w weighs the means. The student's map comes to the teacher's channels by a learned convolution, BatchNorm and
-    ReLU, see :func:`~lightning_biaskd.distillers.connectors.regressor`. As moments are compared, the maps may differ in
+    ReLU, see :func:`~lightning_biaskd.features.connectors.regressor`. As moments are compared, the maps may differ in
     size.
 
     The defaults are those of the authors' code (JiamingLv/WKD) for resnet32x4→resnet8x4: the last stage, w = 4, g = 1,

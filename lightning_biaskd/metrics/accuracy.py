@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from lightning_biaskd.outputs import at_least_float32
+from lightning_biaskd.networks.outputs import at_least_float32
 
 
 def topk_accuracies(num_classes: int, prefix: str = "") -> MetricCollection:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_biaskd.distillers.base import kl_divergence
-from lightning_biaskd.outputs import at_least_float32
+from lightning_biaskd.logits import kl_divergence
+from lightning_biaskd.networks.outputs import at_least_float32
 
 
 class Agreement(Metric):

@@ -25,7 +25,6 @@ from lightning_biaskd.models.vgg import (
     vgg16,
     vgg19,
 )
-from lightning_biaskd.models.weights import load_weights
 from lightning_biaskd.models.wide_resnet import (
     WideResNet,
     wrn_16_1,
@@ -33,6 +32,7 @@ from lightning_biaskd.models.wide_resnet import (
     wrn_40_1,
     wrn_40_2,
 )
+from lightning_biaskd.networks.weights import load_weights
 
 __all__ = [
     "VGG",

@@ -11,11 +11,11 @@ import torch
 from tiny import CLASSES, TinyData, network
 
 from lightning_biaskd import DKD, KD, BiasStrategy, ClassificationModule, DistillationModule, UserError, WeightedSum
+from lightning_biaskd.__main__ import main
 from lightning_biaskd.audit import audit
-from lightning_biaskd.audit.measure import QUIET
 from lightning_biaskd.bias import rectify
-from lightning_biaskd.cli import main
 from lightning_biaskd.distillers import LabelSmoothing
+from lightning_biaskd.training.passes import QUIET
 
 
 class Sure(torch.nn.Module):

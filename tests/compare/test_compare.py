@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_biaskd.cli import main, shipped
+from lightning_biaskd.__main__ import main
+from lightning_biaskd.command_line.shipped import shipped
 from lightning_biaskd.compare import runner
-from lightning_biaskd.compare.run import resumable, write_atomically
+from lightning_biaskd.compare.worker import resumable, write_atomically
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*callbacks used to create")
 SHORT = {

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from lightning_biaskd import UserError
-from lightning_biaskd.cli import CONFIGS
+from lightning_biaskd.command_line.shipped import CONFIGS
 from lightning_biaskd.compare import Block, Matrix
 from lightning_biaskd.compare.command import parsed
-from lightning_biaskd.compare.run import check
-from lightning_biaskd.compare.runner import runs_of
+from lightning_biaskd.compare.scheduler import runs_of
+from lightning_biaskd.compare.worker import check
 
 AXES = {
     "method": {"kd": "configs/method/kd.yaml", "dkd": {"config": "configs/method/dkd.yaml", "model.kd_weight": 2}},

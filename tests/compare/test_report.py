@@ -10,7 +10,7 @@ import pytest
 
 from lightning_biaskd.compare import Block, Matrix, Outcome, write_report
 from lightning_biaskd.compare.curves import draw, svg
-from lightning_biaskd.compare.runner import runs_of
+from lightning_biaskd.compare.scheduler import runs_of
 from lightning_biaskd.compare.table import columns, csv_table, interval, lines, markdown_table, spread
 
 MATRIX = Matrix(

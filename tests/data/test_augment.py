@@ -5,18 +5,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional as ops
 
-from lightning_biaskd.data.augment import (
-    color_jitter,
-    count_views,
-    crop_and_flip,
-    cutout,
-    further_bits,
-    random_bits,
-    uniform,
-    view_bits,
-    view_number,
-)
+from lightning_biaskd.data.augment import color_jitter, count_views, crop_and_flip, cutout, view_bits, view_number
 from lightning_biaskd.data.strong_view import _GREY_PATCH, _PATCH, _STRONG, strong_view
+from lightning_biaskd.randomness.bits import further_bits, random_bits, uniform
 
 
 def test_views_depend_on_seed_epoch_and_index_alone():

@@ -14,7 +14,7 @@ from lightning_biaskd.data import (
     FashionMNISTDataModule,
     ImageNetDataModule,
 )
-from lightning_biaskd.data.augment import further_bits
+from lightning_biaskd.randomness.bits import further_bits
 
 
 class Views(LightningModule):

@@ -7,7 +7,7 @@ from torch.utils.data import DistributedSampler
 from lightning_biaskd import UserError
 from lightning_biaskd.data.batch import TensorImages, collate
 from lightning_biaskd.data.loader import EpochSampler, ResumableLoader
-from lightning_biaskd.distributed import rows_of_its_own
+from lightning_biaskd.distributed.padding import unpadded_rows
 
 IMAGES = TensorImages(torch.zeros(103, 1, 2, 2, dtype=torch.uint8), torch.arange(103), torch.arange(103))
 
@@ -89,7 +89,7 @@ def test_rows_that_a_sampler_repeats_are_left_out(ranks, batch_size):
         sampler = DistributedSampler(IMAGES, ranks, rank, shuffle=False)
         part = torch.utils.data.DataLoader(IMAGES, batch_size, sampler=sampler, collate_fn=collate)
         for batch_idx, batch in enumerate(part):
-            rows = rows_of_its_own(part, batch_idx, len(batch.target))
+            rows = unpadded_rows(part, batch_idx, len(batch.target))
             seen += batch.target[:rows].tolist()
     assert sorted(seen) == list(range(103))
-    assert rows_of_its_own(torch.utils.data.DataLoader(IMAGES, 10), 10, 3) == 3
+    assert unpadded_rows(torch.utils.data.DataLoader(IMAGES, 10), 10, 3) == 3

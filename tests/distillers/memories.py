@@ -6,7 +6,7 @@ from properties import batch, trained
 from torch import nn
 
 from lightning_biaskd.distillers import CRD
-from lightning_biaskd.outputs import with_sample
+from lightning_biaskd.networks.outputs import with_sample
 
 
 def remembering():

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_biaskd import Outputs
 from lightning_biaskd.distillers import CATKD, CRD, OFD, SRD, ReviewKD, SimKD, WKDFeature
 from lightning_biaskd.distillers.crd import draw_negatives
-from lightning_biaskd.hashing import GOLDEN
+from lightning_biaskd.randomness.bits import GOLDEN
 
 SHAPES = {
     **{"-3": (2, 8, 8), "-2": (3, 4, 4), "-1": (5, 4, 4), "wide": (6, 4, 4)},

@@ -11,7 +11,7 @@ from settings import NEAR, SETTINGS, wkd
 from tiny import CompilationCount
 
 from lightning_biaskd import BiasStrategy, Distiller, Outputs, UserError, distillers
-from lightning_biaskd.cli import CONFIGS
+from lightning_biaskd.command_line.shipped import CONFIGS
 from lightning_biaskd.distillers import CTKD, MLKD, RC, RLD, SLD, WKD, class_distances, mlkd_loss, rld_loss
 
 NAMES = ("CTKD", "MLKD", "RC", "RLD", "SLD", "WKD")

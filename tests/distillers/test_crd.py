@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_biaskd import DistillationModule, UserError
 from lightning_biaskd.distillers import CRD
 from lightning_biaskd.distillers.crd import draw_negatives
-from lightning_biaskd.outputs import with_sample
+from lightning_biaskd.networks.outputs import with_sample
 
 
 def test_two_steps_are_those_of_the_published_code():

@@ -28,8 +28,8 @@ from lightning_biaskd.distillers import (
     rkd_loss,
     sp_loss,
 )
-from lightning_biaskd.distillers.connectors import regressor
-from lightning_biaskd.distillers.features import unit
+from lightning_biaskd.features.base import unit
+from lightning_biaskd.features.connectors import regressor
 from lightning_biaskd.models import CIFARResNet
 
 PAIRWISE = [name for name, setting in FEATURE_SETTINGS.items() if setting.distiller.pairwise]

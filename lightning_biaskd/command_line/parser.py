@@ -1,0 +1,163 @@
+"""The ``biaskd`` command: LightningCLI with our classes at hand, shipped configurations, and one-line errors."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from argparse import SUPPRESS
+from typing import Any, Literal, NoReturn, cast
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+
+import lightning_biaskd
+import lightning_biaskd.data  # short class names in YAML work for what is imported
+from lightning_biaskd.callbacks import DistillationProgressBar, ResultTable
+from lightning_biaskd.command_line.commands import Commands
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.training.checkpoint import DurableCheckpointIO, newest
+from lightning_biaskd.training.passes import QUIET
+from lightning_biaskd.training.run_folder import run_folder
+
+
+class BriefParser(LightningArgumentParser):
+    """Says what is wrong in one line, and doesn't list every ``nn.Module`` there is as a possible network."""
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        help_text: str = super().format_help(*args, **kwargs)
+        return re.sub(r",\s+known\s+subclasses:\s+torch\.nn\.Module,[^)]*\)", ")", help_text)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        fail(f"{message} (see --help)", status=2)
+
+
+class SaveConfigBesideCheckpoints(SaveConfigCallback):
+    """Saves ``config.yaml`` in the run's folder, whatever the logger; Lightning's own knows no folder of some."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = run_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
+
+
+class BiasKDCLI(LightningCLI):
+    """``fit``, ``validate``, ``test`` and ``predict`` for our modules and users' own of any kind, and our commands."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        ours = {name: {"model", "datamodule"} for name in vars(Commands) if not name.startswith("_")}
+        return {**LightningCLI.subcommands(), **ours}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in vars(Commands):
+            for name in {"ckpt_path", "weights_only"} - set(self._subcommand_method_arguments[subcommand]):
+                parser.add_argument(f"--{name}", help=SUPPRESS)  # of fit, whose YAML is read
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=False,
+            help="After fit, test the last weights and print student beside teacher.",
+        )
+        parser.add_argument(
+            "--float32_matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="highest",
+            help="How exact matrix products in float32 must be on a GPU: high is TF32.",
+        )
+
+    def before_instantiate_classes(self) -> None:
+        torch.set_float32_matmul_precision(self._get(self.config, "float32_matmul_precision"))
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        # Lightning would warn of explicit arguments, and ours always are
+        self.config = parser.parse_args(cast("list[str]", args))
+
+    def _parse_ckpt_path(self) -> None:
+        """Keeps the configuration that was asked for: Lightning 2.6 would overrule it by the checkpoint's."""
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # of a constructor, under jsonargparse's account of where it was called
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise UserError(str(cause)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self.subcommand in ("audit", "cache"):  # they leave no trace of a run
+            kwargs, self.save_config_callback = {**QUIET, "callbacks": [], **kwargs}, None
+        trainer = super().instantiate_trainer(**kwargs)
+        # ours in place of Lightning's defaults, where nothing else is asked for
+        if type(trainer.progress_bar_callback) is RichProgressBar:
+            bar = trainer.callbacks.index(trainer.progress_bar_callback)  # type: ignore[attr-defined]
+            trainer.callbacks[bar] = DistillationProgressBar()  # type: ignore[attr-defined]
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()  # for users' own modules too
+        return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("ckpt_path") == "last":
+            runs = run_folder(self.trainer).parent
+            kwargs["ckpt_path"] = newest(runs.glob("*/checkpoints/*.ckpt"))
+            if kwargs["ckpt_path"] is None and subcommand != "fit":
+                raise UserError(f"there is no checkpoint in '{runs}' yet")
+            rank_zero_info(f"going on from '{kwargs['ckpt_path']}'" if kwargs["ckpt_path"] else "beginning anew")
+        return kwargs
+
+    def after_fit(self) -> None:
+        if self.config.fit.test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def command_line(cli_class: type[BiasKDCLI], arguments: list[str], **kwargs: Any) -> BiasKDCLI:
+    """Parses arguments, builds what they describe, and runs the command that they begin with.
+
+    Args:
+        cli_class: :class:`BiasKDCLI` or a subclass.
+        arguments: as on the command line.
+        **kwargs: further arguments of ``LightningCLI``; ``run=False`` builds and runs nothing.
+    """
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")  # Lightning 2.6 on newer torch
+    settings: dict[str, Any] = {
+        "save_config_callback": SaveConfigBesideCheckpoints,
+        "trainer_class": Commands,
+        "trainer_defaults": {"callbacks": [ResultTable()]},
+        "parser_class": BriefParser,
+        "parser_kwargs": {
+            "prog": "biaskd",
+            "description": lightning_biaskd.__doc__,
+            "version": lightning_biaskd.__version__,
+            "epilog": "Beside these: biaskd compare -c MATRIX.yaml runs a matrix of trainings and reports on it.",
+        },
+    }
+    return cli_class(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,  # ours are arguments of the module
+        seed_everything_default=0,
+        args=arguments,
+        **{**settings, **kwargs},
+    )
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Prints a message as one line and exits."""
+    print("biaskd: error:", " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)

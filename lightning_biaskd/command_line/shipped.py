@@ -1,0 +1,43 @@
+"""The shipped configurations, and which of them a command uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parents[1]
+CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
+"""The shipped YAML files: inside an installed package, beside it in a checkout."""
+QUICKSTART = CONFIGS / "quickstart.yaml"
+
+
+def with_config(arguments: list[str]) -> list[str]:
+    """Finds shipped files by their name in the repository, and puts in a configuration where none is given."""
+    if not arguments or arguments[0].startswith("-"):
+        return arguments
+    flags = [argument.partition("=")[0] for argument in arguments]
+    if arguments[0] != "compare" and not {"-c", "--config", "-h", "--help"}.intersection(flags):
+        return [arguments[0], "--config", str(_default_config(arguments)), *arguments[1:]]
+    found = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag, inline, value = argument.partition("=")
+        if flag in ("-c", "--config") and inline:
+            argument = f"{flag}={shipped(value)}"
+        found.append(shipped(argument) if before in ("-c", "--config") else argument)
+    return found
+
+
+def _default_config(arguments: list[str]) -> Path:
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, inline = flag.partition("=")
+        if name == "--ckpt_path":
+            checkpoint = Path(inline or value).absolute()
+            run = checkpoint.parent.parent / "config.yaml"
+            if checkpoint.is_file() and run.is_file():
+                return run
+    return QUICKSTART
+
+
+def shipped(value: str) -> str:
+    """The path of a file that may be named as in the repository: ``configs/…``."""
+    here, there = Path(value), CONFIGS.parent / value
+    return str(there) if value.startswith("configs/") and there.is_file() and not here.is_file() else value

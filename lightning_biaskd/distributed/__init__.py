@@ -1,0 +1,1 @@
+"""What makes N processes train as one."""

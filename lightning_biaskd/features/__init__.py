@@ -1,0 +1,1 @@
+"""What methods that read features share."""

@@ -1,0 +1,72 @@
+"""What brings a student's feature to the teacher's shape, learned beside the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lightning_biaskd.errors import UserError
+
+
+class Connector(nn.Sequential):
+    """Layers whose answer has the precision of what comes in, whatever theirs is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the layers one after the other."""
+        answer = x.to(next(self.parameters()).dtype)
+        for layer in self:
+            answer = layer(answer)
+        return answer.to(x.dtype)
+
+
+def regressor(student: Tensor, teacher: Tensor) -> Connector:
+    """Convolution, BatchNorm and ReLU, from a student's map to the shape of a teacher's.
+
+    Kernels are those of RepDistiller and mdistiller: 3 with stride 2 where the student's map is twice as high, 4
+    transposed with stride 2 where it is half as high, 1 where they are alike. For other sizes these codes take a
+    kernel as large as the difference, or none at all; here it is 1, and the larger map is averaged to the smaller by
+    :func:`~lightning_biaskd.features.base.same_size`.
+
+    BatchNorm's statistics in training are those of the process, over the whole batch, unless the Trainer has
+    ``sync_batchnorm=True``.
+
+    Args:
+        student: a map (B, D, H, W), for its shape.
+        teacher: likewise.
+
+    Example:
+        >>> import torch
+        >>> small, large = torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 8, 8)
+        >>> regressor(small, large)(small).shape, regressor(large, small)(large).shape
+        (torch.Size([2, 5, 8, 8]), torch.Size([2, 3, 4, 4]))
+    """
+    channels = student.shape[1], teacher.shape[1]
+    height, other = student.shape[2], teacher.shape[2]
+    convolution: nn.Module
+    if height == 2 * other:
+        convolution = nn.Conv2d(*channels, 3, stride=2, padding=1)
+    elif 2 * height == other:
+        convolution = nn.ConvTranspose2d(*channels, 4, stride=2, padding=1)
+    else:
+        convolution = nn.Conv2d(*channels, 1)
+    return Connector(convolution, nn.BatchNorm2d(channels[1]), nn.ReLU())
+
+
+def module_list(connectors: Sequence[nn.Module], like: Tensor) -> nn.ModuleList:
+    """Connectors on the device of a feature and of its precision."""
+    return nn.ModuleList(connectors).to(like.device, like.dtype)
+
+
+def learned(connectors: nn.ModuleList) -> nn.ModuleList:
+    """The connectors that a method's ``build`` has made.
+
+    Raises:
+        UserError: it has made none.
+    """
+    if not len(connectors):
+        raise UserError(
+            "what the method learns is not built yet: call module.rehearse(images), or distiller.build(student, "
+            "teacher) with the outputs for a few images, before the optimizer is made"
+        )
+    return connectors

@@ -1,0 +1,1 @@
+"""Any network: its weights, what it sees, its features, and its classes."""

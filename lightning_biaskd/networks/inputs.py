@@ -1,0 +1,177 @@
+"""What a network was trained to see, and how the images of one become those of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.networks.outputs import at_least_float32
+
+_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network was trained to see. The defaults are those of networks pretrained on ImageNet.
+
+    Args:
+        mean: per channel, of pixels in [0, 1]; one number for grey images, three for colour.
+        std: likewise.
+        size: height and width in pixels, or one number for both; ``None`` leaves images at the size they have.
+        interpolation: ``"bilinear"`` or ``"bicubic"``, both antialiased, where the size must change.
+
+    Raises:
+        UserError: as many means as standard deviations are needed, and these positive.
+    """
+
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+    size: int | Sequence[int] | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        for name, value in (("mean", self.mean), ("std", self.std), ("size", size)):
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise UserError(f"mean {self.mean} and std {self.std} need one number per channel each, std above 0")
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(D, H, W) of an image.
+
+        Raises:
+            UserError: the size isn't given.
+        """
+        if self.size is None or isinstance(self.size, int):
+            raise UserError("it isn't known how large the network's images are: give its input a size")
+        return (self.channels, *self.size)
+
+    @classmethod
+    def of_pretrained(cls, model: nn.Module) -> InputSpec:
+        """What timm's ``pretrained_cfg`` says of a network: of its published weights, not of any others.
+
+        Raises:
+            UserError: the network carries none.
+        """
+        cfg = getattr(model, "pretrained_cfg", None)
+        if not cfg:
+            raise UserError(
+                f"{type(model).__name__} carries no pretrained_cfg, as timm's networks do: give mean, std and size"
+            )
+        bicubic = cfg["interpolation"] == "bicubic"
+        return cls(cfg["mean"], cfg["std"], cfg["input_size"][1:], "bicubic" if bicubic else "bilinear")
+
+    @classmethod
+    def of_data(cls, datamodule: Any) -> InputSpec | None:
+        """How a data module normalises, by its attributes ``mean`` and ``std``; ``None`` where it has none."""
+        mean, std = (getattr(datamodule, name, None) for name in ("mean", "std"))
+        return None if mean is None or std is None else cls(mean, std)
+
+
+class InputConversion(nn.Module):
+    r"""Makes of images that are normalised in one way those that a network was trained to see.
+
+    .. math:: x'_c = \frac{\sigma_c x_c + \mu_c - \mu'_c}{\sigma'_c}
+
+    Grey images are repeated for a network that takes colour, and colour becomes luminance for one that takes grey. Then
+    the image is resized, if a size is asked for. All of it is done on the device, in float32 at least.
+
+    Args:
+        wanted: what the network was trained to see.
+        given: how the images come; ``None`` if :meth:`connect` will tell.
+
+    Raises:
+        UserError: numbers of channels that can't be made of one another; images before it is known how they come.
+
+    Shape:
+        (B, D, H, W) to (B, D', H', W').
+
+    Example:
+        >>> conversion = InputConversion(InputSpec(size=4), given=InputSpec(mean=[0.5], std=[0.25]))
+        >>> image = conversion(torch.zeros(1, 1, 2, 2))  # grey pixels of 0.5
+        >>> image.shape, [round(x, 3) for x in image[0, :, 0, 0].tolist()]
+        (torch.Size([1, 3, 4, 4]), [0.066, 0.196, 0.418])
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, wanted: InputSpec, given: InputSpec | None = None) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.given: InputSpec | None = None
+        for name in ("scale", "shift"):
+            self.register_buffer(name, torch.zeros(()), persistent=False)
+        if given is not None:
+            self.connect(given)
+
+    def connect(self, given: InputSpec) -> None:
+        """Tells how the images come."""
+        wanted = self.wanted
+        if given.channels != wanted.channels and {given.channels, wanted.channels} != {1, 3}:
+            raise UserError(
+                f"images of {given.channels} channels can't be made into {wanted.channels}: only 1 and 3 can"
+            )
+        mean, std, mean_, std_ = (
+            torch.tensor(values, dtype=torch.float64)[:, None, None]
+            for values in (given.mean, given.std, wanted.mean, wanted.std)
+        )
+        if given.channels > wanted.channels:
+            weight = torch.tensor(_LUMINANCE, dtype=torch.float64)[:, None, None]
+            mean, std = (weight * mean).sum(0, keepdim=True), weight * std
+        self.scale = (std / std_).to(self.scale)
+        self.shift = ((mean - mean_) / std_).to(self.shift)
+        self.given = given
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.given is None:
+            raise UserError(
+                "it isn't known how the images are normalised: give data_input, or a data module with mean and std"
+            )
+        if image.shape[1] != self.given.channels:
+            raise UserError(f"images have {image.shape[1]} channels, but a mean and std of {self.given.channels}")
+        x = at_least_float32(image) * self.scale
+        if self.given.channels > self.wanted.channels:
+            x = x.sum(1, keepdim=True)
+        x = x + self.shift
+        if self.wanted.size is not None and x.shape[2:] != self.wanted.size:
+            x = F.interpolate(x, self.wanted.size, mode=self.wanted.interpolation, align_corners=False, antialias=True)
+        return x.to(image.dtype) if image.is_floating_point() else x
+
+    def extra_repr(self) -> str:
+        return f"{self.given} -> {self.wanted}"
+
+
+def conversion(
+    model: nn.Module, wanted: InputSpec | Literal["pretrained"] | None, given: InputSpec | None = None
+) -> InputConversion | None:
+    """What converts images for a network, ``None`` where nothing special is wanted."""
+    if wanted is None:
+        return None
+    return InputConversion(InputSpec.of_pretrained(model) if isinstance(wanted, str) else wanted, given)
+
+
+def warn_of_pretrained(teacher: nn.Module, given: InputSpec) -> None:
+    """Warns where images are normalised otherwise than timm says that a network's published weights want them."""
+    if not getattr(teacher, "pretrained_cfg", None):
+        return
+    published = InputSpec.of_pretrained(teacher)
+    if (published.mean, published.std) != (given.mean, given.std):
+        rank_zero_warn(
+            f"the data are normalised by mean {given.mean} and std {given.std}, timm's published "
+            f"{type(teacher).__name__} by {published.mean} and {published.std}: if the teacher is that one, set "
+            "teacher_input to 'pretrained'"
+        )

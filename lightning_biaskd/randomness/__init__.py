@@ -1,0 +1,1 @@
+"""Randomness that any process and any resumed run draws alike."""

@@ -1,0 +1,6 @@
+"""The frozen teacher: how it is run, and a cache of its outputs."""
+
+from lightning_biaskd.teachers.cache import TeacherCache
+from lightning_biaskd.teachers.frozen import FrozenTeacher
+
+__all__ = ["FrozenTeacher", "TeacherCache"]

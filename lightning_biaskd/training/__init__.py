@@ -1,0 +1,1 @@
+"""Training with Lightning: modules, checkpoints, and what a run needs around them."""

@@ -1,0 +1,336 @@
+"""Training a classifier: a teacher, or a student alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from lightning_biaskd.distributed.padding import unpadded_rows
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.metrics import Means, topk_accuracies
+from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32
+from lightning_biaskd.networks.tap import FeatureTap
+from lightning_biaskd.networks.weights import load_weights, mismatch
+from lightning_biaskd.training.checks import check_accumulation, check_labels
+from lightning_biaskd.training.learning_rate import scale_learning_rate
+from lightning_biaskd.training.resumable import ResumableModule
+
+_OBJECTS = (
+    *("model", "student", "teacher", "distiller", "bias", "optimizer", "lr_scheduler"),
+    *("model_input", "student_input", "teacher_input", "data_input", "teacher_cache"),
+)
+
+
+class ClassificationModule(ResumableModule):
+    """Trains a classifier: a teacher, or a student alone as the baseline.
+
+    Batches are ``(image, target, …)``; in training, labels mixed by MixUp or CutMix (B, C) are taken too. Made to be
+    subclassed: :meth:`losses` is what a training step minimises and logs, :meth:`evaluate` is what an evaluation step
+    counts.
+
+    =================== =======================================================================
+    key                 meaning
+    =================== =======================================================================
+    ``train/loss``      what is minimised, mean of the epoch
+    ``train/loss_step`` the same in one step, every ``log_every_n_steps``
+    ``train/loss_ce``   cross-entropy, mean of the epoch
+    ``train/acc1``      top-1 accuracy on the training views, mean of the epoch, in [0, 1]
+    ``val/acc1``        top-1 accuracy, in [0, 1]; ``test/acc1`` likewise
+    ``val/acc5``        top-5 accuracy, from five classes on; ``test/acc5`` likewise
+    =================== =======================================================================
+
+    Args:
+        model: any network that takes images and gives logits (B, C).
+        weights: initial weights, see :func:`~lightning_biaskd.models.load_weights`. They are read once, when a Trainer
+            first fits, validates, tests or predicts; a module that took weights by ``load_state_dict``, such as a
+            checkpoint's of ours, doesn't read them.
+        label_smoothing: of the cross-entropy.
+        optimizer: from parameters to optimizer.
+        lr_scheduler: from optimizer to scheduler, ``None`` for a constant rate.
+        lr_interval: whether the scheduler steps every ``"epoch"`` or every ``"step"``.
+        lr_batch_size: the global batch size (per process, times processes, times accumulated batches) that the
+            learning rate is meant for; for another it is scaled in proportion (Goyal et al., 2017, arXiv 1706.02677).
+            ``None`` takes the rate as it is. Schedulers with rates of their own, such as OneCycleLR, keep these.
+        model_input: what a pretrained network was trained to see, where that isn't how the data are normalised; batches
+            are converted for it on the device. ``"pretrained"`` is what timm's ``pretrained_cfg`` says.
+        data_input: how the batches are normalised, ``None`` for the ``mean`` and ``std`` of the data module.
+        channels_last: lay out the weights of convolutions with the channels last, which is faster on most devices.
+        compile: run the parts of a step through ``torch.compile``, each in one graph; a word is its mode, such as
+            ``"reduce-overhead"``, which is CUDA graphs. Names in checkpoints stay as they are.
+
+    Raises:
+        UserError: weights that don't fit; in training, labels out of range or other classes than the data's.
+
+    Example:
+        >>> from lightning_biaskd.models import resnet8
+        >>> module = ClassificationModule(resnet8(num_classes=10))
+        >>> module(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: str | None = None,
+        label_smoothing: float = 0.0,
+        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=5e-4),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+        lr_batch_size: int | None = None,
+        model_input: InputSpec | Literal["pretrained"] | None = None,
+        data_input: InputSpec | None = None,
+        channels_last: bool = True,
+        compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=_OBJECTS, logger=False)
+        if "_instantiator" in self.hparams:  # built by LightningCLI, where objects are class_path and init_args
+            self.save_hyperparameters(logger=False)
+        self.model = model
+        self.weights = weights
+        self.label_smoothing = label_smoothing
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.lr_batch_size = lr_batch_size
+        self.num_classes: int | None = None
+        self._loaded = False
+        self._tap = FeatureTap(model)
+        self._meters = nn.ModuleDict()
+        self.data_input = self._data_input = data_input
+        self.convert = conversion(model, model_input, data_input)
+        self.channels_last = channels_last
+        self.compile_mode = compile
+        self._compiled = False
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, C) of images (B, …)."""
+        return self.answer(image).logits
+
+    def answer(self, image: Tensor) -> Outputs:
+        """The network's outputs on images (B, …) that are normalised as the data are."""
+        return self._tap(image if self.convert is None else self.convert(image))
+
+    def losses(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
+        """What one training step minimises, under ``"train/loss"``, and what it logs beside it.
+
+        Args:
+            batch: ``(image, target, …)``.
+            batch_idx: number of the batch in the epoch.
+
+        Returns:
+            Scalars by the names that they are logged under. A tensor that is no scalar isn't logged; callbacks find it
+            in the ``outputs`` of ``on_train_batch_end``.
+        """
+        image, target = batch[:2]
+        logits = self(image)
+        self.check_batch(batch_idx, target, logits)
+        ce = self.cross_entropy(logits, target)
+        return {"train/loss": ce, "train/loss_ce": ce, "train/acc1": accuracy(logits, target)}
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of logits (B, C) against labels (B,) or mixed ones (B, C), in float32 at least."""
+        logits = at_least_float32(logits)
+        target = target.to(logits) if target.ndim == 2 else target
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+
+    def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
+        """Counts one batch of an evaluation; its result is logged at the end of the epoch.
+
+        Args:
+            stage: ``"val"`` or ``"test"``.
+            batch: ``(image, target, …)``.
+            batch_idx: number of the batch.
+
+        Returns:
+            What callbacks find in the ``outputs`` of ``on_validation_batch_end``, if anything.
+        """
+        image, target = batch[:2]
+        logits = self(image)
+        self.check_batch(batch_idx, target, logits)
+        rows = self.own_rows(stage, batch, batch_idx)
+        if rows:
+            self.count_accuracy(f"{stage}/", logits[:rows], target[:rows])
+        return None
+
+    def own_rows(self, stage: str, batch: Sequence[Any], batch_idx: int) -> int:
+        """How many rows of an evaluation's batch count; under DDP the last batch may end with images of other ranks."""
+        loader: Any = getattr(self.trainer, f"{stage}_dataloaders")
+        return unpadded_rows(loader, batch_idx, len(batch[1]))
+
+    def check_batch(self, batch_idx: int, target: Tensor, logits: Tensor) -> None:
+        """Refuses a batch whose labels and logits can't belong together, see :mod:`lightning_biaskd.training.checks`.
+
+        Raises:
+            UserError: another number of classes than the data's, or labels out of range.
+        """
+        check_labels(target, logits, self.num_classes or logits.shape[1], batch_idx, type(self.model).__name__)
+
+    def count_accuracy(self, prefix: str, logits: Tensor, target: Tensor) -> None:
+        """Adds a batch to the accuracies logged under ``{prefix}acc1`` and ``{prefix}acc5``.
+
+        Args:
+            prefix: ``"val/"``, ``"test/teacher_"`` and so on.
+            logits: (B, C).
+            target: (B,) labels.
+        """
+        self.meter(prefix, lambda: topk_accuracies(logits.shape[1], prefix)).update(logits, target)
+
+    def meter(self, name: str, build: Callable[[], Metric | MetricCollection]) -> Any:
+        """The metric of that name, built at its first use; :meth:`log_meters` logs and empties it."""
+        if name not in self._meters:
+            self._meters[name] = build().to(self.device)
+        return self._meters[name]
+
+    def log_meters(self, stage: str) -> dict[str, Tensor]:
+        """Logs and empties the meters whose name begins with the stage.
+
+        Returns:
+            What was logged.
+        """
+        values: dict[str, Tensor] = {}
+        for name, meter in self._meters.items():
+            if name.startswith(f"{stage}/"):
+                values |= {key: value.float() for key, value in meter.compute().items()}  # type: ignore[operator]
+                meter.reset()  # type: ignore[operator]
+        for key, value in values.items():
+            self.log(key, value, prog_bar=key.startswith("val/") and key.endswith("acc1"), sync_dist=True)
+        return values
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
+        losses = self.losses(batch, batch_idx)
+        scalars = {name: value for name, value in losses.items() if value.dim() == 0}
+        self.meter("train/", lambda: Means(list(scalars))).update(list(scalars.values()), len(batch[1]))
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
+        if every and (self.global_step + 1) % every == 0:
+            self.log("train/loss_step", losses["train/loss"].detach(), prog_bar=True)
+        return {"loss": losses["train/loss"], **{name: x for name, x in losses.items() if name not in scalars}}
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
+        return self.evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
+        return self.evaluate("test", batch, batch_idx)
+
+    def predict_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """Logits (B, C)."""
+        logits: Tensor = self(batch[0])
+        return logits
+
+    def on_train_epoch_end(self) -> None:
+        self.log_meters("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_meters("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_meters("test")
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self.num_classes = getattr(datamodule, "num_classes", None)
+        self.connect_data(datamodule)
+        spread = self.device_mesh is not None  # by FSDP, which takes contiguous weights alone
+        if self.channels_last and not spread and any(parameter.ndim == 4 for parameter in self.model.parameters()):
+            self.model.to(memory_format=torch.channels_last)
+
+    def connect_data(self, datamodule: object) -> None:
+        """Tells every conversion how images are normalised, by ``data_input`` or as the data module says."""
+        given = self._data_input or InputSpec.of_data(datamodule)
+        if given is not None:
+            self.connect_inputs(given)
+
+    def connect_inputs(self, given: InputSpec) -> None:
+        """Tells every conversion of images how the data are normalised."""
+        self.data_input = given
+        for module in self.modules():
+            if isinstance(module, InputConversion):
+                module.connect(given)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self._loaded = True  # a checkpoint's, or what processes that were spawned have trained
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def _load_initial(self) -> None:
+        if self.weights is not None and not self._loaded:
+            load_weights(self.model, self.weights)
+        self._loaded = True
+
+    def on_validation_start(self) -> None:
+        self._load_initial()
+
+    def on_test_start(self) -> None:
+        self._load_initial()
+
+    def on_predict_start(self) -> None:
+        self._load_initial()
+
+    def on_fit_start(self) -> None:
+        check_accumulation(self.trainer)
+        self._load_initial()
+        if not self.model.training:
+            rank_zero_warn(
+                f"{type(self.model).__name__} came in eval mode, as loaded networks do; it is put in train mode"
+            )
+            self.model.train()
+        if self.compile_mode and not self._compiled:
+            for part in self.parts_to_compile():
+                part.compile(fullgraph=True, mode=None if self.compile_mode is True else self.compile_mode)
+            self._compiled = True
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """The modules that ``compile`` compiles, in place, each as one graph."""
+        return [self.model]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the card of an export tells: the metrics of the moment and the names of the classes."""
+        super().on_save_checkpoint(checkpoint)
+        metrics = self.trainer.callback_metrics
+        checkpoint["metrics"] = {name: float(value) for name, value in metrics.items()}
+        checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        problem = mismatch(self, checkpoint["state_dict"], self.strict_loading)
+        if problem:
+            raise UserError(f"the checkpoint does not fit {type(self.model).__name__}: {problem}")
+        self._loaded = True
+
+    def configure_optimizers(self) -> Any:
+        try:
+            optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+            if self.lr_batch_size is not None:
+                scale_learning_rate(optimizer, self.trainer, self.lr_batch_size)
+            scheduler: Any = self.lr_scheduler(optimizer) if self.lr_scheduler is not None else None
+        except ValueError as error:
+            raise UserError(f"the optimizer or its scheduler refuses its arguments: {error}") from error
+        if scheduler is None:
+            return optimizer
+        schedule = {"scheduler": scheduler, "interval": self.lr_interval}
+        if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau
+            schedule["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        try:
+            super().lr_scheduler_step(scheduler, metric)
+        except ValueError as error:  # OneCycleLR after its last step
+            raise UserError(
+                f"{type(scheduler).__name__}: {error}: give it as many steps as the run has: epochs, or with "
+                "lr_interval 'step' batches times epochs"
+            ) from error
+
+
+def accuracy(logits: Tensor, target: Tensor) -> Tensor:
+    """Share of rows of logits (B, C) whose first class is the label (B,), or has the greatest share of a mixed one."""
+    target = target.argmax(1) if target.ndim == 2 else target
+    return (logits.detach().argmax(1) == target).float().mean()
