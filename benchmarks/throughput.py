@@ -31,7 +31,7 @@ from timing import interleaved, save, seconds, synchronize, table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_biaskd import KD, BiasStrategy, DistillationModule, TeacherCache
+from lightning_biaskd import KD, BiasStrategy, DistillationModule, FrozenTeacher, TeacherCache
 from lightning_biaskd.data import CIFAR100DataModule, FashionMNISTDataModule, InMemoryDataModule
 from lightning_biaskd.data.batch import TensorImages
 from lightning_biaskd.models import CIFARResNet, resnet8x4, resnet14, resnet32x4
@@ -109,21 +109,21 @@ class Stopwatch(DistillationModule):
         self.lap("input")
         super().on_train_batch_start(batch, batch_idx)
 
-    def ask_teacher(self, batch: Any) -> Any:
+    def teacher_outputs_of(self, batch: Any) -> Any:
         self.lap("framework")
-        answer = super().ask_teacher(batch)
+        outputs = super().teacher_outputs_of(batch)
         self.lap("teacher")
-        return answer
+        return outputs
 
-    def answer(self, image: Tensor) -> Any:
-        answer = super().answer(image)
+    def outputs_of(self, image: Tensor) -> Any:
+        outputs = super().outputs_of(image)
         self.lap("student forward")
-        return answer
+        return outputs
 
-    def distillation_loss(self, *args: Any) -> Any:
-        loss = super().distillation_loss(*args)
+    def losses(self, *args: Any) -> Any:
+        step = super().losses(*args)
         self.lap("loss")
-        return loss
+        return step
 
     def on_before_backward(self, loss: Tensor) -> None:
         self.lap("framework")
@@ -182,11 +182,11 @@ def run() -> None:
         "compile": compiled,
         "teacher_backend": args.teacher_backend,
         "teacher_precision": args.teacher_precision,
-        "teacher_stream": args.teacher_stream == "true",
     }
 
     def distil(cls: type[DistillationModule] = DistillationModule, **kwargs: Any) -> DistillationModule:
-        networks = copy.deepcopy(student), copy.deepcopy(teacher)
+        frozen = FrozenTeacher(copy.deepcopy(teacher), stream=args.teacher_stream == "true")
+        networks = copy.deepcopy(student), frozen
         return cls(*networks, KD(4.0), BiasStrategy("swap"), **module_args, **kwargs)
 
     def others() -> dict[str, Callable[[], None]]:
@@ -225,7 +225,7 @@ def run() -> None:
     }
     levers = {
         name: getattr(args, name)
-        for name in ("precision", *module_args)
+        for name in ("precision", "teacher_stream", *module_args)
         if getattr(args, name) != parser.get_default(name)
     }
     command = f"python benchmarks/throughput.py --pair {args.pair}"

@@ -1,4 +1,4 @@
-"""Modules of version 0.1 by their new names, so that code and YAML files written for it still import."""
+"""What version 0.1 called otherwise: its modules still import, and its methods are refused by their new names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from lightning_biaskd.errors import UserError
 
 _PACKAGE = "lightning_biaskd."
 RENAMED = {
@@ -45,6 +47,16 @@ RENAMED = {
     "teacher_cache": ["teachers.cache"],
 }
 """The modules that hold what a module of 0.1 held."""
+RENAMED_METHODS = {
+    "answer": "outputs_of",
+    "answers": "callback_outputs",
+    "ask_both": "losses",
+    "ask_teacher": "teacher_outputs_of",
+    "check_teacher": "losses",
+    "distillation_loss": "losses",
+    "sample": "losses",
+}
+"""What to override in place of a method of 0.1's modules."""
 
 
 class _Alias(ModuleType):
@@ -69,6 +81,17 @@ class _Aliases(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing to execute: attributes are looked up in the new modules."""
+
+
+def refuse_renamed_methods(cls: type) -> None:
+    """Refuses a subclass that overrides a method of 0.1 that nothing calls any more.
+
+    Raises:
+        UserError: it does; the line names the method to override.
+    """
+    for old, new in RENAMED_METHODS.items():
+        if old in vars(cls):
+            raise UserError(f"{cls.__name__}.{old} overrides a method of version 0.1: override {new} now")
 
 
 def find_renamed_modules() -> None:

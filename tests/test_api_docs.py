@@ -12,7 +12,9 @@ import lightning_biaskd
 
 API = Path(__file__).parents[1] / "docs" / "api"
 PACKAGES = ["lightning_biaskd"] + [
-    f"lightning_biaskd.{info.name}" for info in pkgutil.iter_modules(lightning_biaskd.__path__) if info.ispkg
+    name
+    for info in pkgutil.iter_modules(lightning_biaskd.__path__)
+    if info.ispkg and hasattr(importlib.import_module(name := f"lightning_biaskd.{info.name}"), "__all__")
 ]
 
 

@@ -69,7 +69,7 @@ def test_the_classifier_is_mapped_with_its_logits_and_all_compiles():
     torch.testing.assert_close(teacher.head(pooled), teacher.logits)
 
     def step(image, target):
-        return module.distiller(module.answer(image), module.teacher(image), target)
+        return module.distiller(module.outputs_of(image), module.teacher(image), target)
 
     compiled = torch.compile(step, backend=CompilationCount(), fullgraph=True)
     torch.testing.assert_close(compiled(image, target), step(image, target))

@@ -196,7 +196,7 @@ ONE_CYCLE += ["--model.lr_scheduler.total_steps", "2", "--model.lr_interval", "s
         (["--model.teacher_classes", "[1, -2]"], "a class map names"),
         (["--trainer.max_epochs", "-1"], "set max_epochs or max_steps"),
         (["--ckpt_path", "nothing.ckpt"], "nothing.ckpt"),
-        (["--ckpt_path", "."], "Is a directory"),
+        (["--ckpt_path", "."], "is a folder"),
         (["--data.batch_size", "0"], "a batch holds one image at least"),
         (["--data.color_jitter", "3"], "a share from 0 to 1"),
         (["--data.cutout", "-1"], "a side of 0 pixels or more"),

@@ -162,7 +162,7 @@ def test_last_on_the_command_line_after_a_kill(tmp_path, capsys):
     program = [
         sys.executable,
         "-c",
-        "import signal; signal.alarm; from lightning_biaskd.command_line.parser import main; main()",
+        "import signal; signal.alarm; from lightning_biaskd.__main__ import main; main()",
     ]
 
     def fit(folder, *more):

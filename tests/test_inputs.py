@@ -198,7 +198,7 @@ def test_the_step_compiles_with_another_input():
     ).eval()
 
     def step(image, target):
-        return module.bias(module.distiller, module.answer(image), module.teacher(image), target).total
+        return module.bias(module.distiller, module.outputs_of(image), module.teacher(image), target).total
 
     image, target = torch.randn(8, 1, 6, 6), torch.arange(8) % 6
     expected = step(image, target)  # the first call prepares the teacher

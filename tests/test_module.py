@@ -30,14 +30,14 @@ def first_batch():
 def test_the_loss_is_the_weighted_sum(bias, trainer):
     module = DistillationModule(network(), network(), KD(2.0), bias, ce_weight=0.3, kd_weight=1.7).eval()
     image, target = batch = first_batch()
-    losses = module.losses(batch, 0)
-    student, teacher = module._tap(image), module.teacher(image)
+    step = module.losses(batch, 0)
+    student, teacher = module.outputs_of(image), module.teacher(image)
     if bias is None:
         kd = KD(2.0)(student, teacher, target).mean()
     else:
         kd = bias(KD(2.0), student, teacher, target).total
     expected = 0.3 * F.cross_entropy(student.logits, target) + 1.7 * kd
-    torch.testing.assert_close(losses["train/loss"], expected)
+    torch.testing.assert_close(step.loss, expected)
 
 
 def test_every_documented_key_is_logged(trainer):
@@ -252,9 +252,10 @@ def test_plain_distillation_has_no_dynamic_weights(trainer):
 def test_losses_are_made_to_be_overridden(trainer):
     class Regularised(DistillationModule):
         def losses(self, batch, batch_idx):
-            losses = super().losses(batch, batch_idx)
+            step = super().losses(batch, batch_idx)
             penalty = sum(p.square().sum() for p in self.student.parameters())
-            return {**losses, "train/loss": losses["train/loss"] + penalty, "train/penalty": penalty}
+            logged = {**step.logged, "train/penalty": penalty.detach()}
+            return step._replace(loss=step.loss + penalty, logged=logged)
 
     run = trainer()
     run.fit(Regularised(network(), network()), TinyData())
@@ -266,15 +267,39 @@ def test_losses_are_float32_and_finite_in_every_precision(precision, trainer):
     seen = []
 
     class Spy(DistillationModule):
-        def distillation_loss(self, student, teacher, target):
-            total, parts = super().distillation_loss(student, teacher, target)
-            seen.append(total)
-            return total, parts
+        def losses(self, batch, batch_idx):
+            step = super().losses(batch, batch_idx)
+            seen.extend([step.loss, step.logged["train/loss_kd"]])
+            return step
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer(precision=precision).fit(Spy(network(), network(), bias=BiasStrategy("swap")), TinyData())
-    assert all(total.dtype == torch.float32 and total.isfinite() for total in seen)
+    assert all(value.dtype == torch.float32 and value.isfinite() for value in seen)
+
+
+@pytest.mark.parametrize("weight", [0.0, 100.0])
+def test_an_added_term_of_the_students_logits_has_its_gradient(weight):
+    class Bounded(DistillationModule):
+        def losses(self, batch, batch_idx):
+            step = super().losses(batch, batch_idx)
+            return step._replace(loss=step.loss + weight * step.student.logits.square().mean())
+
+    image, target = first_batch()
+    module = Bounded(network(), network())
+    plain = module.distillation(image, target).loss
+    gradients = torch.autograd.grad(plain, module.student[5].weight)[0]
+    with_term = torch.autograd.grad(module.losses((image, target), 0).loss, module.student[5].weight)[0]
+    assert torch.equal(gradients, with_term) == (weight == 0)
+
+
+def test_losses_of_another_kind_are_one_line(trainer):
+    class Old(DistillationModule):
+        def losses(self, batch, batch_idx):
+            return {"train/loss": super().losses(batch, batch_idx).loss}
+
+    with pytest.raises(UserError, match="returned a dict: return a Step"):
+        trainer().fit(Old(network(), network()), TinyData())
 
 
 class Plain(nn.Module):

@@ -102,7 +102,7 @@ def test_it_is_built_from_images_as_a_step_gets_them(trainer):
     run.fit(fit, DigitsDataModule(val_split=57))
     assert fit.distiller.built == [(64, 1257)]
     told = {"image_shape": [1, 8, 8], "num_samples": 1257, "mean": [0.306], "std": [0.3762]}
-    assert fit._rehearsed == told
+    assert fit.rehearsed == told
 
 
 def test_a_checkpoint_knows_how_the_images_came(trainer, tmp_path):
@@ -170,7 +170,7 @@ def test_methods_that_read_logits_are_not_rehearsed(trainer):
     for method in (KD(), LogitStandardization(KD()), WeightedSum([(KD(), 1.0)])):
         fit = DistillationModule(network(), network(), method)
         trainer().fit(fit, TinyData())
-        assert fit._rehearsed is None
+        assert fit.rehearsed is None
 
 
 class Scaled(KD):

@@ -1,4 +1,4 @@
-"""A teacher on a stream of its own: the same numbers, and nobody reads them too early."""
+"""A teacher on a CUDA stream of its own: the same numbers, and nobody reads them too early."""
 
 from contextlib import contextmanager
 
@@ -6,51 +6,63 @@ import pytest
 import torch
 from tiny import network, snapshot, unchanged
 
-from lightning_biaskd import DistillationModule
+from lightning_biaskd import KD, DistillationModule, FrozenTeacher
 from lightning_biaskd.data import DigitsDataModule
 
 
 class OnGPU(torch.Tensor):
     is_cuda = True
+    device = torch.device("cuda")
 
 
-def test_the_student_runs_beside_the_teacher_and_both_are_joined_before_the_loss(monkeypatch):
+@pytest.fixture
+def calls(monkeypatch):
+    """The order in which teacher, student and loss run, and streams change."""
     calls = []
 
-    class Recorded(DistillationModule):
-        def ask_teacher(self, batch):
-            calls.append("teacher")
-            return super().ask_teacher(batch)
-
-        def answer(self, image):
-            calls.append("student")
-            return super().answer(image)
-
-        def check_batch(self, *args):
-            calls.append("losses")
-            super().check_batch(*args)
-
     @contextmanager
-    def beside(device):
+    def side(device):
         calls.append("side stream")
         yield
         calls.append("first stream")
 
-    monkeypatch.setattr("lightning_biaskd.training.distillation.beside", beside)
-    monkeypatch.setattr("lightning_biaskd.training.distillation.join", lambda device: calls.append("join"))
-    batch = torch.randn(4, 1, 6, 6).as_subclass(OnGPU), torch.tensor([0, 1, 2, 0])
-    Recorded(network(), network(), teacher_stream=True).losses(batch, 0)
-    assert calls == ["side stream", "teacher", "first stream", "student", "join", "losses"]
+    monkeypatch.setattr("lightning_biaskd.teachers.frozen.on_side_stream", side)
+    monkeypatch.setattr("lightning_biaskd.teachers.frozen.join_side_stream", lambda device: calls.append("join"))
+    return calls
+
+
+def recorded(calls, stream):
+    class Loss(KD):
+        def forward(self, *args):
+            calls.append("loss")
+            return super().forward(*args)
+
+    teacher, student = network(), network()
+    teacher.register_forward_hook(lambda *_: calls.append("teacher"))
+    student.register_forward_hook(lambda *_: calls.append("student"))
+    return DistillationModule(student, FrozenTeacher(teacher, backend="plain", stream=stream), Loss())
+
+
+BATCH = torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
+
+
+def test_the_student_runs_during_the_teacher_and_both_are_joined_before_the_loss(calls):
+    image, target = BATCH
+    recorded(calls, stream=True).losses((image.as_subclass(OnGPU), target), 0)
+    assert calls == ["side stream", "teacher", "first stream", "student", "join", "loss"]
     calls.clear()
-    Recorded(network(), network()).losses(batch, 0)
-    assert calls == ["teacher", "student", "losses"]
+    recorded(calls, stream=False).losses((image.as_subclass(OnGPU), target), 0)
+    assert calls == ["teacher", "student", "loss"]
 
 
-def test_there_is_no_stream_on_the_cpu():
-    batch = torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
-    student, teacher = network(), network()
-    plain, beside = (DistillationModule(student, teacher, teacher_stream=own) for own in (False, True))
-    assert torch.equal(plain.losses(batch, 0)["train/loss"], beside.losses(batch, 0)["train/loss"])
+def test_outputs_of_a_call_are_ready(calls):
+    FrozenTeacher(network(), backend="plain", stream=True)(BATCH[0].as_subclass(OnGPU))
+    assert calls == ["side stream", "first stream", "join"]
+
+
+def test_there_is_no_stream_on_the_cpu(calls):
+    recorded(calls, stream=True).losses(BATCH, 0)
+    assert calls == ["teacher", "student", "loss"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the CPU has no streams")
@@ -58,9 +70,10 @@ def test_there_is_no_stream_on_the_cpu():
 def test_training_ends_with_the_same_weights(compile, trainer, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     ends = []
-    for own in (False, True):
+    for stream in (False, True):
         torch.manual_seed(0)
-        module = DistillationModule(network(10), network(10), teacher_stream=own, compile=compile)
+        student, teacher = network(10), FrozenTeacher(network(10), stream=stream)
+        module = DistillationModule(student, teacher, compile=compile)
         trainer(accelerator="gpu", max_epochs=2, limit_val_batches=0).fit(module, DigitsDataModule(train_size=640))
         ends.append(module.student)
     assert unchanged(snapshot(ends[0]), ends[1])

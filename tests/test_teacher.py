@@ -78,7 +78,7 @@ def test_compiles_with_the_student_and_the_strategy():
     module = DistillationModule(network(), network(), bias=BiasStrategy("swap"))
 
     def step(image, target):
-        teacher, student = module.teacher(image), module._tap(image)
+        teacher, student = module.teacher(image), module.outputs_of(image)
         return module.bias(module.distiller, student, teacher, target).total
 
     image, target = torch.randn(8, 1, 6, 6), torch.arange(8) % 6
@@ -97,7 +97,7 @@ def pair_with_a_head():
 def test_the_heads_are_applied_where_they_are_and_owned_once():
     module, image, target = pair_with_a_head()
     before = snapshot(module.teacher.model)
-    module.distillation_loss(module._tap(image), module.teacher(image), target)[0].backward()
+    module.distillation(image, target).loss.backward()
     assert module.student.fc.weight.grad.any()
     teacher = module.teacher(image)
     assert teacher.head(teacher.features["-1"].mean((2, 3))).grad_fn is None
@@ -113,7 +113,7 @@ def test_compiles_with_the_heads():
     torch._dynamo.reset()
 
     def step(image, target):
-        return module.distiller(module._tap(image), module.teacher(image), target)
+        return module.distiller(module.outputs_of(image), module.teacher(image), target)
 
     compiled = torch.compile(step, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(image, target), step(image, target))

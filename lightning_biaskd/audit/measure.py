@@ -16,6 +16,7 @@ from torchmetrics import Metric
 from lightning_biaskd.audit.report import AuditReport, ClassBias, Correction, Mistake
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import Mode, rectify_logits
+from lightning_biaskd.bias.strategy import BiasStrategy
 from lightning_biaskd.distributed.padding import unpadded_rows
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BiasRate, CalibrationError, NotOnTop, confused_pairs
@@ -122,7 +123,7 @@ class _Auditor(LightningModule):
         self.automatic_optimization = False
         self.teacher = module.teacher
         self.num_classes = num_classes
-        self.space = module.bias.space if module.bias is not None else "probs"
+        self.space = module.bias.space if isinstance(module.bias, BiasStrategy) else "probs"
         self.temperatures = sorted(
             {float(term.temperature) for term, _ in module.distiller.terms() if term.rectifiable}
         )
@@ -175,7 +176,8 @@ class _Auditor(LightningModule):
 def _report(
     module: DistillationModule, auditor: _Auditor, class_names: Sequence[str] | None, passes: int
 ) -> AuditReport:
-    values, bias = auditor.values, module.bias
+    values = auditor.values
+    bias = module.bias if isinstance(module.bias, BiasStrategy) else None
     confusion, per_class = values["bias"]["confusion"].cpu(), values["bias"]["per_class"].tolist()
     names = [str(name) for name in class_names or range(len(confusion))]
     views, right = int(confusion.sum()), int(confusion.diagonal().sum())

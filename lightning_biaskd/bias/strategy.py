@@ -168,6 +168,15 @@ class BiasStrategy(nn.Module):
             dist.all_reduce(counts)
         return counts[0], counts[1]
 
+    def logged(self, loss: BiasLoss) -> dict[str, Tensor]:
+        """The scalars that a training step logs."""
+        return {
+            "train/loss_right": loss.right,
+            "train/loss_rectified": loss.rectified,
+            "bias/wrong_rate": loss.wrong_rate,
+            "bias/gamma": self.gamma,
+        }
+
     def extra_repr(self) -> str:
         return (
             f"mode={self.mode!r}, normalize={self.normalize!r}, balance={self.balance!r}, space={self.space!r}, "

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_biaskd.bias.rectify import rectify_logits
+from lightning_biaskd.bias.strategy import BiasStrategy
 from lightning_biaskd.callbacks.history import EpochPicture
 from lightning_biaskd.metrics import (
     Agreement,
@@ -111,7 +112,7 @@ class BiasMonitor(EpochPicture):
     @torch.no_grad()
     def _count_rectified(self, module: DistillationModule, teacher: Tensor, target: Tensor) -> None:
         bias = module.bias
-        if bias is None or bias.mode == "none" or bias.mode == "drop":
+        if not isinstance(bias, BiasStrategy) or bias.mode == "none" or bias.mode == "drop":
             return
         for term, _ in module.distiller.terms():
             if term.rectifiable:

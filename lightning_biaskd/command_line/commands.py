@@ -13,8 +13,8 @@ from torch import nn
 
 from lightning_biaskd.audit import audit
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.export import Format, Pixels, export_student
 from lightning_biaskd.export.card import card_of
+from lightning_biaskd.export.student import Format, Pixels, export_student
 from lightning_biaskd.files import sha256
 from lightning_biaskd.networks.inputs import InputSpec
 from lightning_biaskd.networks.weights import load_weights, locate, read

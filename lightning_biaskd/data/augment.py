@@ -52,6 +52,7 @@ def view_number(bits: Tensor, padding: int, flip: bool) -> Tensor:
     """Which of the views (B,) that :func:`count_views` counts each of ``bits`` (B,) draws.
 
     Example:
+        >>> from lightning_biaskd.randomness.bits import random_bits
         >>> bits = random_bits(0, 0, torch.arange(1000))
         >>> numbers = view_number(bits, 4, True)
         >>> int(numbers.min()) >= 0, int(numbers.max()) < 162, numbers.unique().numel() == 162

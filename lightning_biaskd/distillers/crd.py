@@ -153,7 +153,7 @@ class CRD(FeatureDistiller):
         """See :class:`Distiller`."""
         maps = learned(self.connectors)
         if student.sample is None:
-            raise UserError("CRD reads the images' numbers: hand over with_sample(student, sample)")
+            raise UserError("CRD reads the images' numbers: hand over with_index(student, sample)")
         anchors = [unit(embed(e)) for embed, e in zip(maps, embeddings(student, teacher), strict=True)]
         negatives = draw_negatives(self.labels, target, self.step + student.sample * GOLDEN, self.negatives)
         drawn = torch.cat([student.sample.unsqueeze(1), negatives], dim=1)

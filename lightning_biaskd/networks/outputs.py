@@ -34,7 +34,7 @@ def with_logits(outputs: Outputs, logits: Tensor) -> Outputs:
     return Outputs(logits, outputs.features, outputs.embedding, outputs.head, outputs.sample)
 
 
-def with_sample(outputs: Outputs, sample: Tensor) -> Outputs:
+def with_index(outputs: Outputs, sample: Tensor) -> Outputs:
     """The same outputs with the numbers of their images."""
     return Outputs(outputs.logits, outputs.features, outputs.embedding, outputs.head, sample)
 

@@ -15,6 +15,7 @@ from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.weights import load_weights
 from lightning_biaskd.teachers.backends import Backend, Precision, accelerate
+from lightning_biaskd.teachers.stream import join_side_stream, on_side_stream
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,9 +41,12 @@ class FrozenTeacher(nn.Module):
         backend: how it is run, see :func:`~lightning_biaskd.teachers.backends.accelerate`. The first call prepares
             it, from the weights that the network has then; if calls will be compiled, make one before.
         precision: of its weights and arithmetic, likewise.
+        stream: on a GPU, let :meth:`queue` use a CUDA stream of its own, so that the network's work may overlap with
+            the student's forward.
 
     Attributes:
         model: the network itself.
+        as_built: whether the network came with its weights, as no ``weights`` were given.
 
     Raises:
         UserError: weights that don't fit the network, or an unknown layer.
@@ -65,8 +69,10 @@ class FrozenTeacher(nn.Module):
         classes: ClassMap | None = None,
         backend: Backend = "fast",
         precision: Precision | None = None,
+        stream: bool = False,
     ) -> None:
         super().__init__()
+        self.as_built = weights is None
         if weights is not None:
             load_weights(model, weights)
         self.__dict__["model"] = model.requires_grad_(False).eval()  # past nn.Module's registration, on purpose
@@ -75,6 +81,7 @@ class FrozenTeacher(nn.Module):
         self.classes = classes
         self._backend: Backend = backend
         self.precision = precision
+        self.stream = stream
         self._run: Callable[[Tensor], Outputs] | None = None
 
     @property
@@ -92,9 +99,36 @@ class FrozenTeacher(nn.Module):
         self._run = None
         return self
 
+    def reading(self, layers: Sequence[str], embedding: bool) -> FrozenTeacher:
+        """This teacher with outputs that hold the features of ``layers`` and, if asked, the embedding."""
+        if tuple(layers) == self._tap.layers and embedding == self._tap.embedding:
+            return self
+        how = self.convert, self.classes, self.backend, self.precision, self.stream
+        teacher = FrozenTeacher(self.model, None, layers, embedding, *how)
+        teacher.as_built = self.as_built
+        return teacher
+
     @torch.no_grad()
     def forward(self, image: Tensor) -> Outputs:
-        """Answers a batch of images (B, …) without recording a graph."""
+        """The network's outputs for a batch of images (B, …), without a graph."""
+        outputs = self.queue(image)
+        self.join(image.device)
+        return outputs
+
+    @torch.no_grad()
+    def queue(self, image: Tensor) -> Outputs:
+        """The outputs of ``forward``, which may still be computed on a stream of their own until :meth:`join`."""
+        if self.stream and image.is_cuda:
+            with on_side_stream(image.device):
+                return self._outputs_of(image)
+        return self._outputs_of(image)
+
+    def join(self, device: torch.device) -> None:
+        """Makes what is queued from now on wait for outputs that are computed on a stream of their own."""
+        if self.stream and device.type == "cuda":
+            join_side_stream(device)
+
+    def _outputs_of(self, image: Tensor) -> Outputs:
         image = image if self.convert is None else self.convert(image)
         if self._run is None:
             self._run = accelerate(self._tap, image, self.backend, self.precision)

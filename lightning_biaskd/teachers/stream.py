@@ -1,4 +1,4 @@
-"""Work that a GPU may do beside other work."""
+"""Work that a GPU may overlap with other work."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @contextmanager
-def beside(device: torch.device) -> Iterator[None]:
-    """Queues what is done inside on a second stream of the GPU, after all that is queued by now.
+def on_side_stream(device: torch.device) -> Iterator[None]:
+    """Queues the work inside on a second stream of the GPU, after everything queued so far.
 
-    Before its results are used, the first stream has to :func:`join`. What the second one allocates can then be freed
-    at any time: whoever comes beside next waits for its last use.
+    Call :func:`join_side_stream` before using the results. The next side-stream work waits for their last use, so that
+    the memory they are in can be reused.
     """
     side = _side_stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
@@ -27,6 +27,6 @@ def beside(device: torch.device) -> Iterator[None]:
         yield
 
 
-def join(device: torch.device) -> None:
-    """Lets what is queued from now on wait for what was queued :func:`beside`."""
+def join_side_stream(device: torch.device) -> None:
+    """Makes work that is queued from now on wait for the side stream."""
     torch.cuda.current_stream(device).wait_stream(_side_stream(device))

@@ -67,6 +67,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             others = newest(place.parent.glob("*.ckpt"))
             remedy = f"go on from '{others}'" if others else "there is no other beside it"
             fault = "is damaged, probably cut off while it was written" if place.is_file() else "is not there"
+            fault = "is a folder" if place.is_dir() else fault
             raise UserError(f"the checkpoint '{path}' {fault}: {remedy}")
         return cast("dict[str, Any]", read(place))
 

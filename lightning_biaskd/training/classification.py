@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -16,17 +15,15 @@ from lightning_biaskd.distributed.padding import unpadded_rows
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import Means, topk_accuracies
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
-from lightning_biaskd.networks.outputs import Outputs, at_least_float32
+from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.weights import load_weights, mismatch
+from lightning_biaskd.renamed import refuse_renamed_methods
 from lightning_biaskd.training.checks import check_accumulation, check_labels
+from lightning_biaskd.training.hyperparameters import save_plain_arguments
 from lightning_biaskd.training.learning_rate import scale_learning_rate
 from lightning_biaskd.training.resumable import ResumableModule
-
-_OBJECTS = (
-    *("model", "student", "teacher", "distiller", "bias", "optimizer", "lr_scheduler"),
-    *("model_input", "student_input", "teacher_input", "data_input", "teacher_cache"),
-)
+from lightning_biaskd.training.step import Step, accuracy, cross_entropy
 
 
 class ClassificationModule(ResumableModule):
@@ -76,6 +73,10 @@ class ClassificationModule(ResumableModule):
         torch.Size([2, 10])
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_renamed_methods(cls)
+
     def __init__(
         self,
         model: nn.Module,
@@ -91,9 +92,7 @@ class ClassificationModule(ResumableModule):
         compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=_OBJECTS, logger=False)
-        if "_instantiator" in self.hparams:  # built by LightningCLI, where objects are class_path and init_args
-            self.save_hyperparameters(logger=False)
+        save_plain_arguments(self)
         self.model = model
         self.weights = weights
         self.label_smoothing = label_smoothing
@@ -113,34 +112,31 @@ class ClassificationModule(ResumableModule):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, C) of images (B, …)."""
-        return self.answer(image).logits
+        return self.outputs_of(image).logits
 
-    def answer(self, image: Tensor) -> Outputs:
-        """The network's outputs on images (B, …) that are normalised as the data are."""
+    def outputs_of(self, image: Tensor) -> Outputs:
+        """The network's outputs for images (B, …) that are normalised as the data are."""
         return self._tap(image if self.convert is None else self.convert(image))
 
-    def losses(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
-        """What one training step minimises, under ``"train/loss"``, and what it logs beside it.
+    def losses(self, batch: Sequence[Any], batch_idx: int) -> Step:
+        """One training step: the loss to minimise, what to log, and the outputs that both come from.
+
+        An override adds a term by ``step._replace(loss=step.loss + term)``.
 
         Args:
             batch: ``(image, target, …)``.
-            batch_idx: number of the batch in the epoch.
-
-        Returns:
-            Scalars by the names that they are logged under. A tensor that is no scalar isn't logged; callbacks find it
-            in the ``outputs`` of ``on_train_batch_end``.
+            batch_idx: index of the batch in the epoch.
         """
         image, target = batch[:2]
-        logits = self(image)
-        self.check_batch(batch_idx, target, logits)
-        ce = self.cross_entropy(logits, target)
-        return {"train/loss": ce, "train/loss_ce": ce, "train/acc1": accuracy(logits, target)}
+        outputs = self.outputs_of(image)
+        self.check_batch(batch_idx, target, outputs.logits)
+        loss = self.cross_entropy(outputs.logits, target)
+        logged = {"train/loss": loss, "train/loss_ce": loss, "train/acc1": accuracy(outputs.logits, target)}
+        return Step(loss, {name: value.detach() for name, value in logged.items()}, outputs)
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of logits (B, C) against labels (B,) or mixed ones (B, C), in float32 at least."""
-        logits = at_least_float32(logits)
-        target = target.to(logits) if target.ndim == 2 else target
-        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        """Mean cross-entropy of logits (B, C) against labels (B,) or mixed ones (B, C)."""
+        return cross_entropy(logits, target, self.label_smoothing)
 
     def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
         """Counts one batch of an evaluation; its result is logged at the end of the epoch.
@@ -156,8 +152,7 @@ class ClassificationModule(ResumableModule):
         image, target = batch[:2]
         logits = self(image)
         self.check_batch(batch_idx, target, logits)
-        rows = self.own_rows(stage, batch, batch_idx)
-        if rows:
+        if rows := self.own_rows(stage, batch, batch_idx):
             self.count_accuracy(f"{stage}/", logits[:rows], target[:rows])
         return None
 
@@ -206,13 +201,23 @@ class ClassificationModule(ResumableModule):
         return values
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
-        losses = self.losses(batch, batch_idx)
-        scalars = {name: value for name, value in losses.items() if value.dim() == 0}
-        self.meter("train/", lambda: Means(list(scalars))).update(list(scalars.values()), len(batch[1]))
+        """The loss, and for callbacks what :meth:`callback_outputs` gives them."""
+        step = self.losses(batch, batch_idx)
+        if not isinstance(step, Step):
+            raise UserError(
+                f"{type(self).__name__}.losses returned a {type(step).__name__}: return a Step, for example "
+                "step._replace(loss=step.loss + term) of the step that super().losses(…) gives"
+            )
+        logged = {**step.logged, "train/loss": step.loss.detach()}
+        self.meter("train/", lambda: Means(list(logged))).update(list(logged.values()), len(batch[1]))
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
         if every and (self.global_step + 1) % every == 0:
-            self.log("train/loss_step", losses["train/loss"].detach(), prog_bar=True)
-        return {"loss": losses["train/loss"], **{name: x for name, x in losses.items() if name not in scalars}}
+            self.log("train/loss_step", logged["train/loss"], prog_bar=True)
+        return {"loss": step.loss, **self.callback_outputs(step.student, step.teacher, batch[1])}
+
+    def callback_outputs(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> dict[str, Tensor]:
+        """What callbacks find in the ``outputs`` of a batch in addition to the loss; nothing here."""
+        return {}
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
         return self.evaluate("val", batch, batch_idx)
@@ -288,7 +293,7 @@ class ClassificationModule(ResumableModule):
             self._compiled = True
 
     def parts_to_compile(self) -> list[nn.Module]:
-        """The modules that ``compile`` compiles, in place, each as one graph."""
+        """The modules that ``compile`` compiles in place, each as one graph."""
         return [self.model]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -328,9 +333,3 @@ class ClassificationModule(ResumableModule):
                 f"{type(scheduler).__name__}: {error}: give it as many steps as the run has: epochs, or with "
                 "lr_interval 'step' batches times epochs"
             ) from error
-
-
-def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of rows of logits (B, C) whose first class is the label (B,), or has the greatest share of a mixed one."""
-    target = target.argmax(1) if target.ndim == 2 else target
-    return (logits.detach().argmax(1) == target).float().mean()

@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_biaskd.bias import BiasStrategy, cosine
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.training.progress import EpochCallback
 
 
-class DynamicWeights(Callback):
+class DynamicWeights(EpochCallback):
     r"""Sets γ of every :class:`~lightning_biaskd.bias.BiasStrategy` in the module from training progress t.
 
     γ is a pure function of progress: it is the same on every rank and needs no state, so a resumed run goes on exactly.
@@ -40,18 +41,20 @@ class DynamicWeights(Callback):
             raise ValueError(f"unknown interval {interval!r}: choose epoch or step")
         self.schedule = schedule
         self.interval = interval
-        self._epoch = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
         self._progress(trainer)
-        self._epoch = -1
         if not any(isinstance(module, BiasStrategy) for module in pl_module.modules()):
             rank_zero_warn("DynamicWeights found no BiasStrategy to schedule: this run distils plainly")
 
+    def on_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.interval == "epoch":
+            self._set(trainer, pl_module)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # not on_train_epoch_start, which a run that goes on from a checkpoint may leave out
-        if self.interval == "step" or self._epoch != trainer.current_epoch:
-            self._epoch = trainer.current_epoch
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self.interval == "step":
             self._set(trainer, pl_module)
 
     def _set(self, trainer: Trainer, pl_module: LightningModule) -> None:

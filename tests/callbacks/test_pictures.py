@@ -101,19 +101,9 @@ def test_a_loader_without_data_module_will_do(trainer):
 
 def test_a_teacher_that_is_never_wrong_is_drawn_too(trainer, tmp_path):
     class Right(DistillationModule):
-        def answers(self, student, teacher, target):
-            return {
-                **super().answers(student, teacher, target),
-                "teacher_logits": 9.0 * torch.eye(CLASSES)[self.labels],
-            }
-
-        def losses(self, batch, batch_idx):
-            self.labels = batch[1]
-            return super().losses(batch, batch_idx)
-
-        def evaluate(self, stage, batch, batch_idx):
-            self.labels = batch[1]
-            return super().evaluate(stage, batch, batch_idx)
+        def callback_outputs(self, student, teacher, target):
+            right = 9.0 * torch.eye(CLASSES)[target]
+            return {**super().callback_outputs(student, teacher, target), "teacher_logits": right}
 
     run = trainer(callbacks=[BiasMonitor()])
     run.fit(Right(network(), network()), TinyData())

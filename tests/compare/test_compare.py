@@ -16,7 +16,7 @@ import yaml
 
 from lightning_biaskd.__main__ import main
 from lightning_biaskd.command_line.shipped import shipped
-from lightning_biaskd.compare import runner
+from lightning_biaskd.compare import scheduler
 from lightning_biaskd.compare.worker import resumable, write_atomically
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*callbacks used to create")
@@ -211,8 +211,8 @@ def test_a_file_that_is_edited_during_a_run_is_for_the_next(monkeypatch):
             file.write("# edited\n")
         return ready(workers)
 
-    ready = runner._ready
-    monkeypatch.setattr(runner, "_ready", edit)
+    ready = scheduler._ready
+    monkeypatch.setattr(scheduler, "_ready", edit)
     Path("mine.yaml").write_text(Path(shipped("configs/bias/none.yaml")).read_text())
     write_matrix(seeds=[0], axes={"bias": {"mine": "mine.yaml"}}, reference={})
     assert compare() == 0

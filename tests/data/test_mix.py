@@ -125,10 +125,10 @@ def test_the_loss_is_the_mix_of_the_losses(smoothing):
     module = classifier(label_smoothing=smoothing).eval()
     image, first, second = torch.randn(8, 1, 8, 8), torch.arange(8), torch.arange(8) + 2
     target = 0.7 * F.one_hot(first, 10) + 0.3 * F.one_hot(second, 10)
-    losses = module.losses((image, target), 0)
+    step = module.losses((image, target), 0)
     parts = [F.cross_entropy(module(image), labels, label_smoothing=smoothing) for labels in (first, second)]
-    torch.testing.assert_close(losses["train/loss"], 0.7 * parts[0] + 0.3 * parts[1])
-    assert losses["train/acc1"] == (module(image).argmax(1) == first).float().mean()
+    torch.testing.assert_close(step.loss, 0.7 * parts[0] + 0.3 * parts[1])
+    assert step.logged["train/acc1"] == (module(image).argmax(1) == first).float().mean()
 
 
 def test_mixed_labels_of_other_classes_are_one_line():

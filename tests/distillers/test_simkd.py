@@ -75,12 +75,13 @@ def test_methods_and_cross_entropy_see_the_deployed_logits():
     fit = DistillationModule(*networks(), WeightedSum([(KD(), 1.0), (SimKD(), 1.0)]), bias=None)
     fit.rehearse(IMAGE)
     image, target = IMAGE, torch.arange(5) % CLASSES
-    losses = fit.eval().losses((image, target), 0)
+    logged = fit.eval().losses((image, target), 0).logged
     logits, teacher = fit(image), fit.teacher(image)
-    torch.testing.assert_close(losses["train/loss_ce"], nn.functional.cross_entropy(logits, target))
-    sim = SimKD.forward(fit.distiller.parts[1], fit._tap(image), teacher, target)  # projects by itself
+    torch.testing.assert_close(logged["train/loss_ce"], nn.functional.cross_entropy(logits, target))
+    student = FeatureTap(fit.student, fit.distiller.layers, embedding=True)(image)
+    sim = SimKD.forward(fit.distiller.parts[1], student, teacher, target)  # projects by itself
     expected = KD()(Outputs(logits), teacher, target) + sim
-    torch.testing.assert_close(losses["train/loss_kd"], expected.mean())
+    torch.testing.assert_close(logged["train/loss_kd"], expected.mean())
 
 
 def test_of_other_methods_the_student_itself_is_deployed():
@@ -106,9 +107,9 @@ def test_larger_maps_are_averaged_to_the_smaller(student, teacher):
     fit.rehearse(torch.randn(3, 1, 32, 32))
     image = torch.randn(3, 1, 32, 32)
     torch.testing.assert_close(fit.eval().deployed()(image), fit(image))
-    projected_map = fit.answer(image).features["SimKD: projected"]
+    projected_map = fit.outputs_of(image).features["SimKD: projected"]
     assert projected_map.shape == (3, teacher[0], *[min(student[1], teacher[1])] * 2)
-    assert fit.losses((image, torch.arange(3)), 0)["train/loss_kd"].isfinite()
+    assert fit.losses((image, torch.arange(3)), 0).logged["train/loss_kd"].isfinite()
 
 
 class Twice(nn.Module):

@@ -1,0 +1,194 @@
+"""One distillation step, for any training loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_biaskd.bias import BiasStrategy, Plain, cosine
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.distillers import KD
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.networks.inputs import InputConversion
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_index
+from lightning_biaskd.networks.tap import FeatureTap, evaluating
+from lightning_biaskd.teachers.frozen import FrozenTeacher
+
+
+class Step(NamedTuple):
+    """The result of one training step.
+
+    Attributes:
+        loss: the scalar to minimise.
+        logged: detached scalars, by the names under which they are logged.
+        student: the trained network's outputs, with gradient: a further loss term can be built from them.
+        teacher: the teacher's outputs, without gradient; ``None`` where there is no teacher.
+    """
+
+    loss: Tensor
+    logged: dict[str, Tensor]
+    student: Outputs
+    teacher: Outputs | None = None
+
+
+class Distillation(nn.Module):
+    r"""Student, frozen teacher, method and strategy as one module whose forward is a training step.
+
+    .. math:: L = w_{ce}\,\mathrm{CE}(z^S, y) + w_{kd}\, L_{kd}
+
+    with :math:`L_{kd}` the total of ``bias`` around ``distiller``. It fits any loop: plain PyTorch, Fabric, the Hugging
+    Face ``Trainer``, and Lightning's by :class:`~lightning_biaskd.DistillationModule`. Its parameters are those of the
+    student and of the method. The teacher has none as far as an optimizer, a checkpoint or DDP can see.
+
+    Args:
+        student: any network from inputs to logits (B, C).
+        teacher: a trained network with the same classes, or a :class:`~lightning_biaskd.FrozenTeacher`.
+        distiller: the method. The module owns a copy of it, and of ``bias``.
+        bias: the strategy; ``None`` for plain distillation.
+        ce_weight: :math:`w_{ce}`.
+        kd_weight: :math:`w_{kd}`.
+        label_smoothing: of the cross-entropy.
+        convert: converts the inputs to the student's training format; ``None`` if they already have it.
+
+    Raises:
+        UserError: teacher and student share parameters, or a tapped layer is unknown; in ``forward``, teacher and
+            student disagree on the classes.
+
+    Example:
+        >>> from lightning_biaskd.models import resnet8, resnet14
+        >>> distillation = Distillation(resnet8(10), resnet14(10))
+        >>> step = distillation(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
+        >>> step.loss.requires_grad, sorted(step.logged)[:2], step.teacher.logits.shape
+        (True, ['bias/gamma', 'bias/wrong_rate'], torch.Size([4, 10]))
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        distiller: Distiller = KD(),  # noqa: B008  (copied below)
+        bias: BiasStrategy | None = BiasStrategy(),  # noqa: B008
+        ce_weight: float = 0.5,
+        kd_weight: float = 0.5,
+        label_smoothing: float = 0.0,
+        convert: InputConversion | None = None,
+    ) -> None:
+        super().__init__()
+        frozen = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
+        if {id(p) for p in frozen.model.parameters()} & {id(p) for p in student.parameters()}:
+            raise UserError("teacher and student share parameters: give the teacher a network of its own")
+        self.student = student
+        self.teacher = frozen.reading(distiller.teacher_layers, distiller.embedding)
+        self.distiller = copy.deepcopy(distiller)
+        self.bias = Plain() if bias is None else copy.deepcopy(bias)
+        self.ce_weight = ce_weight
+        self.kd_weight = kd_weight
+        self.label_smoothing = label_smoothing
+        self.convert = convert
+        self._tap = FeatureTap(student, distiller.layers, distiller.embedding)
+
+    def forward(self, input: Tensor, target: Tensor, index: Tensor | None = None) -> Step:
+        """One training step.
+
+        Args:
+            input: (B, …).
+            target: (B,) labels.
+            index: (B,) the number of each input in its data set, for methods with a memory.
+
+        Returns:
+            The loss, what to log, and both networks' outputs.
+        """
+        teacher = self.teacher.queue(input)
+        student = self.outputs_of(input)
+        self.teacher.join(input.device)
+        return self.step(student, teacher, target, index)
+
+    def outputs_of(self, input: Tensor) -> Outputs:
+        """The student's outputs; their logits are those of the network to deploy."""
+        return self.distiller.answer(self._student_outputs(input))
+
+    def step(self, student: Outputs, teacher: Outputs, target: Tensor, index: Tensor | None = None) -> Step:
+        """The step from the outputs of both networks, for example with the teacher's taken from a cache."""
+        if target.ndim != 1:
+            raise UserError(
+                "mixed images have no single label for a teacher to be right on: distil without MixUp and CutMix "
+                "(data.mix null)"
+            )
+        if teacher.logits.shape != student.logits.shape:
+            raise UserError(
+                f"the teacher gives {teacher.logits.shape[1]} classes and the student {student.logits.shape[1]}: both "
+                "must be built for the same classes, or teacher_classes say which output stands for which"
+            )
+        if index is not None:
+            student = with_index(student, index)
+        ce = self.cross_entropy(student.logits, target)
+        kd = self.bias(self.distiller, student, teacher, target)
+        loss = self.ce_weight * ce + self.kd_weight * kd.total
+        logged = {
+            "train/loss": loss,
+            "train/loss_ce": ce,
+            "train/loss_kd": kd.total,
+            "train/acc1": accuracy(student.logits, target),
+            **self.bias.logged(kd),
+        }
+        return Step(loss, {name: value.detach() for name, value in logged.items()}, student, teacher)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of the student's logits (B, C) against labels (B,)."""
+        return cross_entropy(logits, target, self.label_smoothing)
+
+    def rehearse(self, input: Tensor, num_samples: int | None = None) -> None:
+        """Runs both networks once, so that features are found and adapters built before the optimizer is made.
+
+        Methods that read features or learn something need it; for others it changes nothing.
+
+        Args:
+            input: (B, …), a few inputs as a training step gets them.
+            num_samples: size of the data set that ``index`` counts, for methods with a memory.
+        """
+        parameter = next(self.student.parameters())
+        input = input.to(parameter.device, parameter.dtype) if input.is_floating_point() else input.to(parameter.device)
+        with torch.no_grad(), evaluating(self.student):
+            self.distiller.build(self._student_outputs(input), self.teacher(input), num_samples)
+            self.deployed()  # what can't be deployed is refused now, not after training
+
+    def set_progress(self, epoch: int, epochs: int, schedule: Callable[[float], float] = cosine) -> None:
+        """Moves what depends on the epoch: γ of the strategy, and the method's warm-up and schedules.
+
+        Args:
+            epoch: 0-based.
+            epochs: E, in all.
+            schedule: γ(t) with t = epoch / E.
+        """
+        self.distiller.set_epoch(epoch)
+        if isinstance(self.bias, BiasStrategy):
+            self.bias.gamma.fill_(schedule(epoch / epochs))
+
+    def deployed(self) -> nn.Module:
+        """The network to deploy, inputs to logits.
+
+        This is the student, except for methods such as :class:`~lightning_biaskd.distillers.SimKD`, which give a copy
+        of it another classifier.
+        """
+        return self.distiller.deployed(self._tap)
+
+    def _student_outputs(self, input: Tensor) -> Outputs:
+        return self._tap(input if self.convert is None else self.convert(input))
+
+
+def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of logits (B, C) against labels (B,) or mixed ones (B, C), in float32 at least."""
+    logits = at_least_float32(logits)
+    target = target.to(logits) if target.ndim == 2 else target
+    return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+
+
+def accuracy(logits: Tensor, target: Tensor) -> Tensor:
+    """Share of rows of logits (B, C) whose first class is the label (B,), or has the greatest share of a mixed one."""
+    target = target.argmax(1) if target.ndim == 2 else target
+    return (logits.detach().argmax(1) == target).float().mean()
