@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-RECIPE = "configs/recipe/evidence"
+RECIPE = "configs/evidence"
 TEACHERS = {
     "larger": ["model_larger", 30, "--data.train_size=10000"],
     "equal": ["model_equal", 15, "--data.train_size=10000"],

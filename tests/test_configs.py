@@ -14,7 +14,8 @@ from lightning_biaskd.data import ImageDataModule
 
 EVERY = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 MATRICES = [name for name in EVERY if "axes" in (yaml.safe_load((CONFIGS / name).read_text()) or {})]
-FILES = [name for name in EVERY if name not in MATRICES]  # tests/compare has those
+PARTS = [name for name in EVERY if name.startswith("parts/")]
+FILES = [name for name in EVERY if name not in MATRICES + PARTS]  # tests/compare has the matrices
 COMPLETE = {"data": "data/digits.yaml", "pair": "pair/digits_resnet8_resnet8quarter.yaml"}
 
 
@@ -35,9 +36,21 @@ def instantiate(*names, extra=()):
     )
 
 
-def test_all_rooms_are_there():
+def test_all_folders_are_there():
     assert {Path(name).parts[0] for name in EVERY} == {
-        *("data", "pair", "method", "bias", "trainer", "logger", "recipe", "matrix", "quickstart.yaml")
+        *(
+            "data",
+            "pair",
+            "method",
+            "bias",
+            "trainer",
+            "logger",
+            "parts",
+            "recipe",
+            "matrix",
+            "evidence",
+            "quickstart.yaml",
+        )
     }
 
 
@@ -49,18 +62,18 @@ def untrained(url, **_):
 def test_file(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     content = yaml.safe_load((CONFIGS / name).read_text())
-    room = name.split("/")[0]
-    company = {"quickstart.yaml": [], "recipe": [], "pair": [COMPLETE["data"]]}.get(room, COMPLETE.values())
-    if "evidence" in name:  # parts of a matrix
-        company = ["recipe/teacher_fashion_mnist.yaml"] if "/model_" in name else COMPLETE.values()
+    folder = name.split("/")[0]
+    company = {"quickstart.yaml": [], "recipe": [], "pair": [COMPLETE["data"]]}.get(folder, COMPLETE.values())
+    if "/model_" in name:  # a teacher of the evidence
+        company = ["recipe/teacher_fashion_mnist.yaml"]
     names = [*company, name]
-    here = (room != "pair" and "evidence" not in name) or "builtin" in str(content) or "/model_" in name
+    here = folder not in ("pair", "evidence") or "builtin" in str(content) or "/model_" in name
     extra = [] if here else ["--model.teacher_weights", "null"]
     # what torchvision and timm would download
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", untrained)
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: None)
     service = Path(name).stem
-    if room == "logger" and service != "csv" and find_spec(service) is None:
+    if folder == "logger" and service != "csv" and find_spec(service) is None:
         with pytest.raises(UserError, match=f"pip install -U '{service}"):
             instantiate(*names, extra=extra)
         return
@@ -69,6 +82,21 @@ def test_file(name, monkeypatch, tmp_path):
     assert isinstance(cli.model, DistillationModule | ClassificationModule)
     cli.model.trainer = cli.trainer
     cli.model.configure_optimizers()
+
+
+def test_every_part_is_used_and_flags_change_it():
+    text = "".join((CONFIGS / name).read_text() for name in FILES)
+    assert all(f"../{part}" in text for part in PARTS)
+    pair = "pair/cifar100_resnet56_resnet20.yaml"
+    flags = ["--model.teacher_weights", "null", "--model.optimizer.lr", "0.1", "--model.lr_scheduler.gamma", "0.5"]
+    cli = instantiate("data/cifar100.yaml", pair, extra=[*flags, "--trainer.callbacks+=NaNGuard"])
+    cli.model.trainer = cli.trainer
+    found = cli.model.configure_optimizers()
+    assert found["optimizer"].param_groups[0]["lr"] == 0.1
+    schedule = found["lr_scheduler"]["scheduler"]
+    assert (schedule.gamma, sorted(schedule.milestones)) == (0.5, [150, 180, 210])
+    names = [getattr(callback, "filename", type(callback).__name__) for callback in cli.trainer.callbacks]
+    assert {"best", "last", "NaNGuard"} <= set(names)
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -4,27 +4,61 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
+from rich import get_console
 from rich.table import Table
+
+_TITLES = {"val": "On the validation images", "test": "On the test images"}
 
 
 class ResultTable(Callback):
-    """Prints the accuracies after a test, and how student and teacher compare where there is a teacher."""
+    """Prints what a test or a validation found, and how student and teacher compare where there is a teacher.
+
+    ================================= ==================================================================================
+    row                               logged key (``val/…`` after a validation)
+    ================================= ==================================================================================
+    top-1 accuracy, top-5 accuracy    ``test/acc1``, ``test/acc5``, and ``test/teacher_acc1``, ``test/teacher_acc5``
+    images only it gets right         ``test/student_only``, ``test/teacher_only``
+    others                            every other number that was logged, under its own name: a metric ``test/NAME`` of
+                                      the student beside ``test/teacher_NAME``
+    ================================= ==================================================================================
+
+    A validation within a fit prints none.
+    """
 
     @rank_zero_only
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        values = {key.removeprefix("test/"): value.item() for key, value in trainer.callback_metrics.items()}
-        networks = {"student": "", "teacher": "teacher_"} if "student_only" in values else {"network": ""}
-        table = Table(title="On the test set")
-        table.add_column()
-        for column in (*networks, "gap") if len(networks) == 2 else networks:
-            table.add_column(column, justify="right")
-        for name, key in (("top-1 accuracy [%]", "acc1"), ("top-5 accuracy [%]", "acc5")):
-            if key in values:
-                _add(table, name, [100 * values[prefix + key] for prefix in networks.values()], ".2f")
-        if len(networks) == 2:
-            _add(table, "images only it gets right", [values["student_only"], values["teacher_only"]], ".0f")
-        Console().print(table)
+        _print(trainer, "test")
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            _print(trainer, "val")
+
+
+_PERCENT = {"acc1": "top-1 accuracy [%]", "acc5": "top-5 accuracy [%]"}
+_COUNTS = ("student_only", "teacher_only", "both", "neither", "gap")
+
+
+def _print(trainer: Trainer, stage: str) -> None:
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    values = {key.removeprefix(f"{stage}/"): value for key, value in logged.items()}
+    if not values:
+        return
+    networks = {"student": "", "teacher": "teacher_"} if "teacher_acc1" in values else {"network": ""}
+    table = Table(title=_TITLES[stage])
+    table.add_column()
+    for column in (*networks, "gap") if len(networks) == 2 else networks:
+        table.add_column(column, justify="right")
+    for key, name in _PERCENT.items():
+        if key in values:
+            _add(table, name, [100 * values[prefix + key] for prefix in networks.values()], ".2f")
+    if {"student_only", "teacher_only"} <= values.keys():
+        _add(table, "images only it gets right", [values["student_only"], values["teacher_only"]], ".0f")
+    taken = {*_COUNTS, *(prefix + key for key in _PERCENT for prefix in networks.values())}
+    for key in [key for key in values if key not in taken]:
+        if not (key.startswith("teacher_") and key.removeprefix("teacher_") in values):
+            _add(table, key, [values[prefix + key] for prefix in networks.values() if prefix + key in values], ".4g")
+    get_console().print(table)  # the progress bar's, so that a bar is not in its way
 
 
 def _add(table: Table, name: str, numbers: list[float], form: str) -> None:

@@ -233,7 +233,7 @@ def _content(path: str) -> bytes:
     """Digest of a YAML file and of the files that it names, such as a teacher's weights."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        named = _named(yaml.safe_load(text))
+        named = _named(yaml.safe_load(text), Path(path).parent)
     except OSError:
         raise UserError(f"no file {path!r}, which the matrix names") from None
     except yaml.YAMLError as error:
@@ -241,12 +241,14 @@ def _content(path: str) -> bytes:
     return hashlib.sha256(text.encode() + named).digest()
 
 
-def _named(value: Any) -> bytes:
-    """Digests of all files whose paths occur in a value."""
+def _named(value: Any, *folders: Path) -> bytes:
+    """Digests of all files whose paths occur in a value, relative to the working directory or to another folder."""
     if isinstance(value, dict | list):
-        return b"".join(_named(item) for item in (value.values() if isinstance(value, dict) else value))
-    if isinstance(value, str) and re.search(r"\.\w+$", value) and Path(value).is_file():
-        return _file(value, Path(value).stat().st_mtime_ns)
+        return b"".join(_named(item, *folders) for item in (value.values() if isinstance(value, dict) else value))
+    if isinstance(value, str) and re.search(r"\.\w+$", value):
+        for path in (folder / value for folder in (Path(), *folders)):
+            if path.is_file():
+                return _file(str(path), path.stat().st_mtime_ns)
     return b""
 
 

@@ -157,12 +157,22 @@ def test_mistakes_are_one_line(change, says):
     assert "\n" not in str(error.value)
 
 
+def test_a_part_that_a_file_names_belongs_to_the_fingerprint(tmp_path):
+    (tmp_path / "pair").mkdir()
+    (tmp_path / "pair" / "mine.yaml").write_text("model: {init_args: {optimizer: ../sgd.yaml}}")
+    found = set()
+    for rate in (0.1, 0.2):
+        (tmp_path / "sgd.yaml").write_text(f"{{class_path: torch.optim.SGD, init_args: {{lr: {rate}}}}}")
+        found.add(next(Matrix({"a": {"b": str(tmp_path / "pair" / "mine.yaml")}}).expanded()[0].runs()).fingerprint)
+    assert len(found) == 2
+
+
 def test_a_missing_file_is_one_line():
     with pytest.raises(UserError, match=r"no file 'nowhere.yaml', which the matrix names"):
         next(Matrix({"a": {"b": "nowhere.yaml"}}).expanded()[0].runs()).fingerprint  # noqa: B018
 
 
-MATRICES = [*(CONFIGS / "matrix").glob("*.yaml"), *(CONFIGS / "recipe/evidence").glob("*.yaml")]
+MATRICES = [*(CONFIGS / "matrix").glob("*.yaml"), *(CONFIGS / "evidence").glob("*.yaml")]
 
 
 @pytest.mark.parametrize(
