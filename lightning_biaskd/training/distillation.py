@@ -247,8 +247,11 @@ class DistillationModule(ClassificationModule):
             student_logits, teacher_logits, target = answers.values()
             self.count_accuracy(f"{stage}/", student_logits, target)
             self.count_accuracy(f"{stage}/teacher_", teacher_logits, target)
-            beyond = self.meter(f"{stage}/beyond", lambda: MetricCollection([BeyondTeacher()], prefix=f"{stage}/"))
-            beyond.update(student_logits, teacher_logits, target)
+            self.meters.update(
+                f"{stage}/beyond",
+                lambda: MetricCollection([BeyondTeacher()], prefix=f"{stage}/"),
+                *(student_logits, teacher_logits, target),
+            )
         return answers
 
     def check_teacher(self, batch_idx: int, student: Outputs, teacher: Outputs) -> None:
