@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import Any, get_args
@@ -20,6 +20,7 @@ from lightning_biaskd.bias.strategy import BiasStrategy
 from lightning_biaskd.distributed.padding import unpadded_rows
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BiasRate, CalibrationError, NotOnTop, confused_pairs
+from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.outputs import at_least_float32
 from lightning_biaskd.training.checks import check_labels, check_teacher
 from lightning_biaskd.training.distillation import DistillationModule
@@ -127,9 +128,9 @@ class _Auditor(LightningModule):
         self.temperatures = sorted(
             {float(term.temperature) for term, _ in module.distiller.terms() if term.rectifiable}
         )
-        self.meters: dict[Any, Metric] = {}
+        self.meters = Meters()
         self.anchor = nn.Parameter(torch.zeros(1))  # DDP refuses a module without parameters
-        self.values: dict[Any, Any] = {}
+        self.values: dict[str, Any] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([self.anchor], lr=0.0)  # never stepped; without one Lightning would warn
@@ -143,21 +144,16 @@ class _Auditor(LightningModule):
         check_teacher(logits.cpu(), logits, batch_idx)
         own = self._own(len(target), batch_idx).to(target.device)
         logits, target = logits[own], target[own]
-        self._meter("bias", lambda: BiasRate(logits.shape[1])).update(logits, target)
-        self._meter("confidence", _Confidence).update(logits, target)
-        self._meter("calibration", lambda: CalibrationError(logits.shape[1])).update(logits, target)
+        self.meters.update("bias", lambda: BiasRate(logits.shape[1]), logits, target)
+        self.meters.update("confidence", _Confidence, logits, target)
+        self.meters.update("calibration", lambda: CalibrationError(logits.shape[1]), logits, target)
         for mode, tau in product(MODES, self.temperatures):
             rectified = rectify_logits(logits, target, mode, tau, self.space)
-            self._meter(("not on top", mode, tau), NotOnTop).update(logits, rectified, target)
-            self._meter(("moved", mode, tau), partial(_Moved, tau)).update(logits, rectified)
+            self.meters.update(f"not on top {mode} {tau}", NotOnTop, logits, rectified, target)
+            self.meters.update(f"moved {mode} {tau}", partial(_Moved, tau), logits, rectified)
 
     def validation_step(self, *_: Any) -> None:
         """Without one, Lightning would warn."""
-
-    def _meter(self, name: Any, build: Callable[[], Metric]) -> Any:
-        if name not in self.meters:
-            self.meters[name] = build().to(self.device)
-        return self.meters[name]
 
     def _own(self, rows: int, batch_idx: int) -> Tensor:
         """Which rows count here: all but those that a DistributedSampler adds so that all processes have as many."""
@@ -170,7 +166,7 @@ class _Auditor(LightningModule):
         return torch.arange(rows) % images < unpadded_rows(loader, batch_idx, images)
 
     def on_train_end(self) -> None:
-        self.values = {name: meter.compute() for name, meter in self.meters.items()}
+        self.values = self.meters.compute()
 
 
 def _report(
@@ -183,7 +179,7 @@ def _report(
     views, right = int(confusion.sum()), int(confusion.diagonal().sum())
     histogram, (sure_right, sure_wrong, label, second) = values["confidence"]
     corrections = [
-        Correction(mode, tau, *(float(values[what, mode, tau]) for what in ("not on top", "moved")))
+        Correction(mode, tau, *(float(values[f"{what} {mode} {tau}"]) for what in ("not on top", "moved")))
         for tau, mode in product(auditor.temperatures, MODES)
     ]
     return AuditReport(

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_biaskd.bias.rectify import rectify_logits
 from lightning_biaskd.bias.strategy import BiasStrategy
@@ -24,6 +23,7 @@ from lightning_biaskd.metrics import (
     NotOnTop,
     confused_pairs,
 )
+from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.plotting import AMBER, BLUE, GREY, ORANGE, bars, lines, panels
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class BiasMonitor(EpochPicture):
     def __init__(self, per_class: int = 20) -> None:
         super().__init__()
         self.per_class = per_class
-        self._meters: dict[str, Metric] = {}
+        self._meters = Meters()
         self._confusion: Tensor | None = None
         self._classes: list[str] = []
 
@@ -84,8 +84,8 @@ class BiasMonitor(EpochPicture):
     ) -> None:
         if _has_answers(outputs):
             student, teacher, target = outputs["student_logits"], outputs["teacher_logits"], outputs["target"]
-            self._count("train", pl_module, student, teacher, target)
-            self._meter("train/bias", pl_module, lambda: BiasRate(teacher.shape[1])).update(teacher, target)
+            self._count("train", student, teacher, target)
+            self._meters.update("train/bias", lambda: BiasRate(teacher.shape[1]), teacher, target)
             self._count_rectified(cast("DistillationModule", pl_module), teacher, target)
 
     def on_validation_batch_end(
@@ -100,14 +100,14 @@ class BiasMonitor(EpochPicture):
         if trainer.sanity_checking or not _has_answers(outputs) or not len(outputs["target"]):
             return
         student, teacher, target = outputs["student_logits"], outputs["teacher_logits"], outputs["target"]
-        self._count("val", pl_module, student, teacher, target)
-        self._meter("val/gap", pl_module, DistributionGap).update(student, teacher)
+        self._count("val", student, teacher, target)
+        self._meters.update("val/gap", DistributionGap, student, teacher)
         for key, logits in (("val/calibration_error", student), ("val/teacher_calibration_error", teacher)):
-            self._meter(key, pl_module, lambda: CalibrationError(teacher.shape[1])).update(logits, target)
+            self._meters.update(key, lambda: CalibrationError(teacher.shape[1]), logits, target)
 
-    def _count(self, stage: str, module: LightningModule, student: Tensor, teacher: Tensor, target: Tensor) -> None:
-        self._meter(f"{stage}/beyond", module, BeyondTeacher).update(student, teacher, target)
-        self._meter(f"{stage}/agreement", module, Agreement).update(student, teacher)
+    def _count(self, stage: str, student: Tensor, teacher: Tensor, target: Tensor) -> None:
+        self._meters.update(f"{stage}/beyond", BeyondTeacher, student, teacher, target)
+        self._meters.update(f"{stage}/agreement", Agreement, student, teacher)
 
     @torch.no_grad()
     def _count_rectified(self, module: DistillationModule, teacher: Tensor, target: Tensor) -> None:
@@ -117,16 +117,11 @@ class BiasMonitor(EpochPicture):
         for term, _ in module.distiller.terms():
             if term.rectifiable:
                 rectified = rectify_logits(teacher, target, bias.mode, term.temperature, bias.space)
-                self._meter("train/not_on_top", module, NotOnTop).update(teacher, rectified, target)
-
-    def _meter(self, name: str, module: LightningModule, build: Any) -> Any:
-        if name not in self._meters:
-            self._meters[name] = build().to(module.device)
-        return self._meters[name]
+                self._meters.update("train/not_on_top", NotOnTop, teacher, rectified, target)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        values = self._taken("train")
+        values = self._taken("train", pl_module)
         if "train/bias" in values:
             per_class = values["train/bias"]["per_class"]
             self._confusion = values["train/bias"]["confusion"].cpu()
@@ -140,7 +135,7 @@ class BiasMonitor(EpochPicture):
         self._log_answers(pl_module, "train", values)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        values = self._taken("val")
+        values = self._taken("val", pl_module)
         self._log_answers(pl_module, "val", values)
         self._log(pl_module, {key: value for key, value in values.items() if key.endswith("calibration_error")})
         self._log(pl_module, {f"val/{key}": value for key, value in values.get("val/gap", {}).items()})
@@ -152,12 +147,10 @@ class BiasMonitor(EpochPicture):
             self._log(module, {f"{stage}/on_teacher_wrong": table.on_teacher_wrong})
             self._log(module, {f"{stage}/agreement": values[f"{stage}/agreement"]})
 
-    def _taken(self, stage: str) -> dict[str, Any]:
-        """What the meters of a stage say, which begin anew."""
-        meters = {name: meter for name, meter in self._meters.items() if name.startswith(f"{stage}/")}
-        values = {name: meter.compute() for name, meter in meters.items() if meter.update_called}
-        for meter in meters.values():
-            meter.reset()
+    def _taken(self, stage: str, module: LightningModule) -> dict[str, Any]:
+        """What the meters of a stage count; they are emptied."""
+        values = self._meters.to(module.device).compute(f"{stage}/")
+        self._meters.reset(f"{stage}/")
         return values
 
     def _log(self, module: LightningModule, values: dict[str, Any]) -> None:

@@ -1,22 +1,43 @@
-"""Rows that a sampler adds to give all processes as many."""
+"""Rows that a sampler repeats so that all processes have equally many."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch.utils._pytree import tree_flatten
 from torch.utils.data import DistributedSampler
 
 
-def unpadded_rows(loader: Any, batch_idx: int, rows: int) -> int:
-    """How many rows of a batch, from its first, aren't those that a DistributedSampler adds to give all ranks as many.
+def unpadded_rows(loaders: Any, batch_idx: int, rows: int, dataloader_idx: int = 0) -> int:
+    """Number of leading rows of a batch that are not sampler padding.
+
+    A DistributedSampler repeats the first images at the end, so that all processes have equally many.
 
     Args:
-        loader: not shuffled, or not of this kind; then all rows are.
-        batch_idx: number of the batch.
+        loaders: a loader, or what Lightning takes for several: a list, tuple or dict of loaders, nested or not, or a
+            ``CombinedLoader``.
+        batch_idx: number of the batch in its loader.
         rows: of the batch.
+        dataloader_idx: which of the loaders gave the batch.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> loader = DataLoader(range(5), 3, sampler=DistributedSampler(range(5), 2, rank=1, shuffle=False))
+        >>> unpadded_rows({"val": [loader]}, batch_idx=0, rows=3)
+        2
     """
-    sampler = getattr(loader, "sampler", None)
-    if not isinstance(sampler, DistributedSampler) or not loader.batch_size:
+    loader = flattened(loaders)[dataloader_idx]
+    batches = getattr(loader, "batch_sampler", None)
+    sampler, size = getattr(batches, "sampler", None), getattr(batches, "batch_size", None)
+    if not isinstance(sampler, DistributedSampler) or not size:
         return rows
     own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
-    return min(max(own - batch_idx * int(loader.batch_size), 0), rows)
+    return min(max(own - batch_idx * int(size), 0), rows)
+
+
+def flattened(loaders: Any) -> list[Any]:
+    """All loaders out of Lightning's containers, in the order that ``dataloader_idx`` counts."""
+    leaves: list[Any] = tree_flatten(getattr(loaders, "iterables", loaders))[0]  # a CombinedLoader holds iterables
+    if leaves == [loaders]:
+        return leaves
+    return [loader for leaf in leaves for loader in flattened(leaf)]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
 
 from lightning_biaskd.distributed.padding import unpadded_rows
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import Means, topk_accuracies
+from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
@@ -103,7 +103,7 @@ class ClassificationModule(ResumableModule):
         self.num_classes: int | None = None
         self._loaded = False
         self._tap = FeatureTap(model)
-        self._meters = nn.ModuleDict()
+        self.meters = Meters()
         self.data_input = self._data_input = data_input
         self.convert = conversion(model, model_input, data_input)
         self.channels_last = channels_last
@@ -156,10 +156,10 @@ class ClassificationModule(ResumableModule):
             self.count_accuracy(f"{stage}/", logits[:rows], target[:rows])
         return None
 
-    def own_rows(self, stage: str, batch: Sequence[Any], batch_idx: int) -> int:
+    def own_rows(self, stage: str, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> int:
         """How many rows of an evaluation's batch count; under DDP the last batch may end with images of other ranks."""
-        loader: Any = getattr(self.trainer, f"{stage}_dataloaders")
-        return unpadded_rows(loader, batch_idx, len(batch[1]))
+        loaders: Any = getattr(self.trainer, f"{stage}_dataloaders")
+        return unpadded_rows(loaders, batch_idx, len(batch[1]), dataloader_idx)
 
     def check_batch(self, batch_idx: int, target: Tensor, logits: Tensor) -> None:
         """Refuses a batch whose labels and logits can't belong together, see :mod:`lightning_biaskd.training.checks`.
@@ -177,25 +177,17 @@ class ClassificationModule(ResumableModule):
             logits: (B, C).
             target: (B,) labels.
         """
-        self.meter(prefix, lambda: topk_accuracies(logits.shape[1], prefix)).update(logits, target)
-
-    def meter(self, name: str, build: Callable[[], Metric | MetricCollection]) -> Any:
-        """The metric of that name, built at its first use; :meth:`log_meters` logs and empties it."""
-        if name not in self._meters:
-            self._meters[name] = build().to(self.device)
-        return self._meters[name]
+        self.meters.update(prefix, lambda: topk_accuracies(logits.shape[1], prefix), logits, target)
 
     def log_meters(self, stage: str) -> dict[str, Tensor]:
-        """Logs and empties the meters whose name begins with the stage.
+        """Logs and empties the meters whose name begins with the stage; all processes must call it.
 
         Returns:
-            What was logged.
+            What was logged, the same on every process.
         """
-        values: dict[str, Tensor] = {}
-        for name, meter in self._meters.items():
-            if name.startswith(f"{stage}/"):
-                values |= {key: value.float() for key, value in meter.compute().items()}  # type: ignore[operator]
-                meter.reset()  # type: ignore[operator]
+        computed = self.meters.compute(f"{stage}/")
+        self.meters.reset(f"{stage}/")
+        values = {key: value.float() for part in computed.values() for key, value in part.items()}
         for key, value in values.items():
             self.log(key, value, prog_bar=key.startswith("val/") and key.endswith("acc1"), sync_dist=True)
         return values
@@ -209,7 +201,7 @@ class ClassificationModule(ResumableModule):
                 "step._replace(loss=step.loss + term) of the step that super().losses(…) gives"
             )
         logged = {**step.logged, "train/loss": step.loss.detach()}
-        self.meter("train/", lambda: Means(list(logged))).update(list(logged.values()), len(batch[1]))
+        self.meters.update("train/", lambda: Means(list(logged)), list(logged.values()), len(batch[1]))
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
         if every and (self.global_step + 1) % every == 0:
             self.log("train/loss_step", logged["train/loss"], prog_bar=True)

@@ -220,8 +220,11 @@ class DistillationModule(ClassificationModule):
         if rows:
             self.count_accuracy(f"{stage}/", outputs["student_logits"], target)
             self.count_accuracy(f"{stage}/teacher_", outputs["teacher_logits"], target)
-            beyond = self.meter(f"{stage}/beyond", lambda: MetricCollection([BeyondTeacher()], prefix=f"{stage}/"))
-            beyond.update(outputs["student_logits"], outputs["teacher_logits"], target)
+            self.meters.update(
+                f"{stage}/beyond",
+                lambda: MetricCollection([BeyondTeacher()], prefix=f"{stage}/"),
+                *(outputs["student_logits"], outputs["teacher_logits"], target),
+            )
         return outputs
 
     def log_meters(self, stage: str) -> dict[str, Tensor]:
