@@ -174,9 +174,10 @@ def _report(
 ) -> AuditReport:
     values = auditor.values
     bias = module.bias if isinstance(module.bias, BiasStrategy) else None
-    confusion, per_class = values["bias"]["confusion"].cpu(), values["bias"]["per_class"].tolist()
-    names = [str(name) for name in class_names or range(len(confusion))]
-    views, right = int(confusion.sum()), int(confusion.diagonal().sum())
+    found = {name: value.cpu() for name, value in values["bias"].items()}
+    seen, per_class = found["seen"].tolist(), found["per_class"].tolist()
+    names = [str(name) for name in class_names or range(len(seen))]
+    views, right = sum(seen), int(found["right"].sum())
     histogram, (sure_right, sure_wrong, label, second) = values["confidence"]
     corrections = [
         Correction(mode, tau, *(float(values[f"{what} {mode} {tau}"]) for what in ("not on top", "moved")))
@@ -199,12 +200,10 @@ def _report(
         calibration_error=float(values["calibration"]),
         histogram_right=histogram[0].tolist(),
         histogram_wrong=histogram[1].tolist(),
-        classes=[
-            ClassBias(name, int(row.sum()), rate) for name, row, rate in zip(names, confusion, per_class, strict=True)
-        ],
+        classes=[ClassBias(name, views_of, rate) for name, views_of, rate in zip(names, seen, per_class, strict=True)],
         mistakes=[
             Mistake(names[pair.label], names[pair.answer], pair.samples, pair.share)
-            for pair in confused_pairs(confusion, len(confusion) ** 2)
+            for pair in confused_pairs(found["confusion"], len(seen) ** 2)
         ],
         corrections=corrections,
     )

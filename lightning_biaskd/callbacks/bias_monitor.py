@@ -1,4 +1,4 @@
-"""The teacher's bias and what the student makes of it, epoch by epoch."""
+"""The teacher's bias and how the student responds to it, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -33,34 +33,41 @@ if TYPE_CHECKING:
 
 
 class BiasMonitor(EpochPicture):
-    """Watches where the teacher is wrong, what the strategy does there, and whom the student follows.
+    """Shows where the teacher is wrong, what the strategy does there, and whether the student follows teacher or label.
 
-    It counts on the device what a :class:`~lightning_biaskd.DistillationModule` saw in its steps, training views and
-    validation images alike, and logs once per epoch, beside γ, the overall wrong-rate and the losses of the right and
-    the rectified part, which the module logs. A picture of all that is ``bias_monitor.png`` in the run's folder, and
-    goes to every logger that takes pictures (TensorBoard, Weights & Biases, MLflow).
+    It counts the training views and validation images of a :class:`~lightning_biaskd.DistillationModule` on the device
+    and logs once per epoch. The picture ``bias_monitor.png`` in the run's folder shows these numbers, γ and both parts
+    of the loss; every logger that takes pictures gets it too (TensorBoard, Weights & Biases, MLflow).
 
     ================================= ==================================================================================
     key                               meaning
     ================================= ==================================================================================
-    ``bias/wrong_rate/CLASS``         share of the class's training views that the teacher gets wrong; with up to
+    ``bias/wrong_rate/CLASS``         share of the class's training views that the teacher gets wrong; only with at most
                                       ``per_class`` classes
     ``bias/not_on_top``               share of rectified answers whose label did not end on top
-    ``train/on_teacher_right``        student's accuracy on the training views that the teacher gets right; in train
-                                      mode; likewise ``train/on_teacher_wrong``
-    ``train/agreement``               share of training views to which both give the same first class
-    ``val/on_teacher_right``          the same three on validation images; ``val/on_teacher_wrong``, ``val/agreement``
+    ``train/on_teacher_right``        student's accuracy on the training views that the teacher gets right, in train
+                                      mode
+    ``train/on_teacher_wrong``        student's accuracy on the training views that the teacher gets wrong
+    ``train/agreement``               share of training views on which both networks rank the same class first
+    ``val/on_teacher_right``          student's accuracy on the validation images that the teacher gets right
+    ``val/on_teacher_wrong``          student's accuracy on the validation images that the teacher gets wrong
+    ``val/agreement``                 share of validation images on which both networks rank the same class first
     ``val/kl``, ``val/js``            distance of the student's distribution from the teacher's, in nats
-    ``val/calibration_error``         expected calibration error, student
-    ``val/teacher_calibration_error`` likewise, teacher
+    ``val/calibration_error``         expected calibration error of the student
+    ``val/teacher_calibration_error`` expected calibration error of the teacher
     ================================= ==================================================================================
 
-    Rates are in [0, 1]. One that has no sample in an epoch is not logged. N processes count as one. A subclass of the
-    module keeps being watched as long as its steps return what those of the base class do.
+    Rates are in [0, 1]. A rate without samples in an epoch is not logged. N processes count as one. A subclass of the
+    module is watched too if its steps return what those of the base class return.
+
+    Cost on the quickstart, measured on one busy CPU core: 1 ms a step, 20 ms an epoch, and 1.1 s each time the picture
+    is drawn. The counts take 8 C² bytes up to 2,048 classes and some 50 MB at most beyond, see
+    :class:`~lightning_biaskd.metrics.BiasRate`.
 
     Args:
-        per_class: how many classes get a key of their own and a bar in the picture; a data set of more classes has no
-            such keys, and bars for those with the highest rates.
+        per_class: how many classes get a key of their own and a bar in the picture. With more classes there are no such
+            keys, and the picture shows the classes with the highest rates.
+        every_n_epochs: how often the picture is drawn, see :class:`EpochPicture`.
 
     Raises:
         UserError: at the start, if matplotlib is missing.
@@ -68,11 +75,11 @@ class BiasMonitor(EpochPicture):
 
     name = "bias_monitor"
 
-    def __init__(self, per_class: int = 20) -> None:
-        super().__init__()
+    def __init__(self, per_class: int = 20, every_n_epochs: int | None = None) -> None:
+        super().__init__(every_n_epochs)
         self.per_class = per_class
         self._meters = Meters()
-        self._confusion: Tensor | None = None
+        self._bias: dict[str, Tensor] = {}  # what BiasRate found in the last epoch
         self._classes: list[str] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,7 +131,7 @@ class BiasMonitor(EpochPicture):
         values = self._taken("train", pl_module)
         if "train/bias" in values:
             per_class = values["train/bias"]["per_class"]
-            self._confusion = values["train/bias"]["confusion"].cpu()
+            self._bias = {key: value.cpu() for key, value in values["train/bias"].items()}
             names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
             self._classes = [str(name) for name in names or range(len(per_class))]
             if len(per_class) <= self.per_class:
@@ -148,7 +155,7 @@ class BiasMonitor(EpochPicture):
             self._log(module, {f"{stage}/agreement": values[f"{stage}/agreement"]})
 
     def _taken(self, stage: str, module: LightningModule) -> dict[str, Any]:
-        """What the meters of a stage count; they are emptied."""
+        """The values of a stage's meters, which are then reset."""
         values = self._meters.to(module.device).compute(f"{stage}/")
         self._meters.reset(f"{stage}/")
         return values
@@ -160,24 +167,23 @@ class BiasMonitor(EpochPicture):
                 module.log(key, number, sync_dist=True)
 
     def draw(self) -> Figure:
-        """See :class:`EpochPicture`."""
+        """Draws wrong-rates, confusions, accuracies, losses, γ and calibration."""
         figure, axes = panels(2, 3)
-        figure.suptitle("Where the teacher is wrong, and whom the student follows")
-        if self._confusion is not None:
-            seen, right = self._confusion.sum(1), self._confusion.diagonal()
-            rates = 100 * (1 - right / seen)
-            worst = rates.nan_to_num(-1).argsort(descending=True)[: self.per_class].tolist()
+        figure.suptitle("Where the teacher is wrong, and what the student does there")
+        if self._bias:
+            rates = 100 * self._bias["per_class"].nan_to_num(-1)
+            worst = rates.argsort(descending=True)[: self.per_class].tolist()
             title = "Wrong-rate per class" if len(rates) <= self.per_class else f"The {self.per_class} worst classes"
             bars(
                 axes[0],
                 title,
                 "teacher wrong on training views [%]",
-                {self._classes[c]: rates[c].item() for c in worst},
+                {self._classes[c]: rates[c].item() for c in worst if rates[c] >= 0},
             )
-            wrong = int((seen - right).sum())
+            wrong = int((self._bias["seen"] - self._bias["right"]).sum())
             pairs = {
                 f"{self._classes[pair.label]} → {self._classes[pair.answer]}": 100 * pair.samples / wrong
-                for pair in confused_pairs(self._confusion, min(self.per_class, 12))
+                for pair in confused_pairs(self._bias["confusion"], min(self.per_class, 12))
             }
             bars(axes[1], "Commonest mistakes: label → answer", "of all mistakes on training views [%]", pairs, ORANGE)
         lines(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from abc import abstractmethod
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.plotting import require_matplotlib
 from lightning_biaskd.training.run_folder import run_folder
 
@@ -18,11 +21,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SHARE = 1 / 20
+"""Of the training time, at most so much goes into a picture that is drawn as often as time allows."""
+
+
 class History(Callback):
-    """Remembers what was logged in every epoch; a resumed run has the epochs before it too.
+    """Remembers what was logged in every epoch. A resumed run keeps the epochs before it. It logs no keys itself.
 
     Attributes:
-        epochs: by 0-based epoch: the metrics by name. Those of validation stand in the epochs that had one.
+        epochs: by 0-based epoch: the metrics by name. Epochs without a validation have no ``val/`` keys.
     """
 
     def __init__(self) -> None:
@@ -71,7 +78,7 @@ class History(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._running is not None and self._trained:
             self.note(trainer, validation=False)
-        checkpoint["callbacks"][self.state_key] = self.state_dict()  # which was asked for before this
+        checkpoint["callbacks"][self.state_key] = self.state_dict()  # Lightning has taken it before this hook
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": {epoch: dict(metrics) for epoch, metrics in self.epochs.items()}}
@@ -81,23 +88,35 @@ class History(Callback):
 
 
 class EpochPicture(History):
-    """A picture drawn anew after every epoch.
+    """A picture of the epochs so far.
 
-    It is a PNG file in the run's folder, beside its ``checkpoints``; it goes to every logger that takes pictures
-    (TensorBoard, Weights & Biases, MLflow); and in a notebook it is shown and kept up to date.
+    It is a PNG file in the run's folder, next to ``checkpoints``. Every logger that takes pictures gets it too
+    (TensorBoard, Weights & Biases, MLflow), and a notebook shows it and keeps it up to date.
+
+    The training waits while it is drawn, some tenths of a second. By default it is drawn after the first epoch, after
+    the last one, and in between as often as that takes at most a twentieth of the time: after every epoch if an epoch
+    takes ten seconds or more.
 
     Attributes:
         name: of the file, and of the picture in the loggers.
 
+    Args:
+        every_n_epochs: draw after every n epochs and after the last one; ``None`` decides by the time it takes.
+
     Raises:
-        UserError: at the start, if matplotlib is missing.
+        UserError: ``every_n_epochs`` is below 1; at the start of a fit, if matplotlib is missing.
     """
 
     name: str
 
-    def __init__(self) -> None:
+    def __init__(self, every_n_epochs: int | None = None) -> None:
         super().__init__()
+        if every_n_epochs is not None and every_n_epochs < 1:
+            raise UserError(f"every_n_epochs is {every_n_epochs}: give 1 or more, or leave it out")
+        self.every_n_epochs = every_n_epochs
         self._display: Any = None
+        self._next = -math.inf  # not before this time
+        self._drawn: int | None = None  # the last epoch in the picture
 
     @abstractmethod
     def draw(self) -> Figure:
@@ -108,11 +127,28 @@ class EpochPicture(History):
             require_matplotlib()
 
     def on_epoch_noted(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.publish(trainer, self.draw())
+        if trainer.is_global_zero and self._is_due():
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if trainer.is_global_zero and self.epochs and self._drawn != max(self.epochs):
+            self._draw(trainer)
+
+    def _is_due(self) -> bool:
+        if self.every_n_epochs is None:
+            return time.monotonic() >= self._next
+        return (max(self.epochs) + 1) % self.every_n_epochs == 0
+
+    def _draw(self, trainer: Trainer) -> None:
+        begun = time.monotonic()
+        self.publish(trainer, self.draw())
+        ended = time.monotonic()
+        self._next = ended + (1 / SHARE - 1) * (ended - begun)
+        self._drawn = max(self.epochs)
 
     def publish(self, trainer: Trainer, figure: Figure) -> None:
-        """Writes the file, and hands the picture on."""
+        """Writes the file, and gives the picture to loggers and notebook."""
         path = run_folder(trainer) / f"{self.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
@@ -138,6 +174,6 @@ class EpochPicture(History):
 
 def in_notebook() -> bool:
     """Whether pictures can be shown where this runs."""
-    ipython = sys.modules.get("IPython")  # a notebook has imported it, and nobody else should
+    ipython = sys.modules.get("IPython")  # a notebook has imported it
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and "IPKernelApp" in shell.config

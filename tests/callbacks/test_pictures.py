@@ -187,7 +187,7 @@ def test_curves_are_drawn_for_students_and_teachers(module, trainer, tmp_path):
 def test_tensorboard_gets_the_picture(trainer, tmp_path):
     event_files = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logger = TensorBoardLogger(tmp_path, "a")
-    trainer(max_epochs=2, callbacks=[BiasMonitor()], logger=logger).fit(distillation(), TinyData())
+    trainer(max_epochs=2, callbacks=[BiasMonitor(every_n_epochs=1)], logger=logger).fit(distillation(), TinyData())
     events = event_files.EventAccumulator(logger.log_dir)
     events.Reload()
     assert [image.step for image in events.Images("bias_monitor")] == [6, 12]
@@ -246,5 +246,56 @@ def test_a_notebook_shows_one_picture_and_keeps_it_up_to_date(trainer, monkeypat
     )
     monkeypatch.setattr("lightning_biaskd.callbacks.history.in_notebook", lambda: True)
     monkeypatch.setattr("lightning_biaskd.callbacks.history.import_module", lambda name: display)
-    trainer(max_epochs=3, callbacks=[CurvePlot()]).fit(distillation(), TinyData())
+    trainer(max_epochs=3, callbacks=[CurvePlot(every_n_epochs=1)]).fit(distillation(), TinyData())
     assert shown == [PNG, "update", "update"]
+
+
+def drawn(trainer, monkeypatch, every_n_epochs, epochs, seconds=0.0, epoch=0.0):
+    """The epochs after which a picture is drawn, if drawing and an epoch take so long."""
+    now = 0.0
+    monkeypatch.setattr("lightning_biaskd.callbacks.history.time.monotonic", lambda: now)
+
+    class Slow(CurvePlot):
+        after = ()
+
+        def on_train_epoch_start(self, trainer, module):
+            nonlocal now
+            super().on_train_epoch_start(trainer, module)
+            now += epoch
+
+        def publish(self, trainer, figure):
+            nonlocal now
+            now += seconds
+            self.after += (len(self.epochs),)
+
+    picture = Slow(every_n_epochs)
+    trainer(max_epochs=epochs, callbacks=[picture], limit_train_batches=1, limit_val_batches=1).fit(
+        distillation(), TinyData()
+    )
+    return picture.after
+
+
+def test_pictures_are_drawn_every_n_epochs_and_at_the_end(trainer, monkeypatch):
+    assert drawn(trainer, monkeypatch, 3, 7) == (3, 6, 7)
+    assert drawn(trainer, monkeypatch, 3, 6) == (3, 6)
+    assert drawn(trainer, monkeypatch, 10, 2) == (2,)
+
+
+def test_by_default_pictures_take_a_twentieth_of_the_time_at_most(trainer, monkeypatch):
+    assert drawn(trainer, monkeypatch, None, 7, seconds=1.0, epoch=20.0) == (1, 2, 3, 4, 5, 6, 7)
+    assert drawn(trainer, monkeypatch, None, 7, seconds=1.0, epoch=7.0) == (1, 4, 7)
+    assert drawn(trainer, monkeypatch, None, 7, seconds=1.0, epoch=0.01) == (1, 7)
+
+
+def test_every_zero_epochs_is_refused():
+    with pytest.raises(UserError, match="every_n_epochs is 0: give 1 or more"):
+        BiasMonitor(every_n_epochs=0)
+
+
+def test_the_monitor_draws_thousands_of_classes(trainer, tmp_path):
+    data = TinyData()
+    data.num_classes = 3000
+    run = trainer(callbacks=[BiasMonitor()], limit_train_batches=2, limit_val_batches=1)
+    run.fit(DistillationModule(network(3000), network(3000), KD(1.0)), data)
+    assert (tmp_path / "bias_monitor.png").is_file()
+    assert not any(key.startswith("bias/wrong_rate/") for key in run.callback_metrics)

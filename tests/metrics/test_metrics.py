@@ -1,15 +1,18 @@
 """Each metric against an independent, slow reference; and sums over two real processes."""
 
 import math
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import torch.multiprocessing as mp
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lightning_biaskd.metrics import (
@@ -26,6 +29,7 @@ from lightning_biaskd.metrics import (
 )
 
 CLASSES = 4
+MANY = 20_000
 GROUPS = ("student_only", "teacher_only", "both", "neither")
 
 
@@ -56,6 +60,10 @@ METRICS = {
     "agreement": (Agreement, lambda s, t, y: (s, t)),
     "gap": (lambda: DistributionGap(2.0), lambda s, t, y: (s, t)),
     "bias": (lambda: BiasRate(CLASSES), lambda s, t, y: (t, y)),
+    "bias of many classes": (lambda: BiasRate(3000), lambda s, t, y: (F.pad(t, (0, 3000 - CLASSES)), y)),
+        lambda: BiasRate(MANY),
+        lambda s, t, y: (torch.cat([t, t.new_zeros(len(t), MANY - CLASSES)], 1), y),
+    ),
     "calibration": (lambda: CalibrationError(CLASSES), lambda s, t, y: (t, y)),
 }
 
@@ -133,6 +141,82 @@ def test_the_bias_rate_equals_a_slow_count():
     assert values["per_class"][-1].isnan()
 
 
+def many_classes(rows=4000, seed=0):
+    """Labels and answers of a teacher with few common mistakes and many rare ones, over 20,000 classes."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(MANY, (rows,), generator=generator)
+    answer = torch.where(torch.rand(rows, generator=generator) < 0.7, target, (7 * target + 3) % MANY)
+    target[: rows // 8], answer[: rows // 8] = 12_345, 19_999
+    target[-rows // 16 :], answer[-rows // 16 :] = 3, 4
+    return target, answer
+
+
+def wide_bias_rate(size=100, **kwargs):
+    metric, (target, answer) = BiasRate(MANY), many_classes(**kwargs)
+    for y, a in zip(target.split(size), answer.split(size), strict=True):
+        metric.update(torch.zeros(len(y), MANY).scatter_(1, a[:, None], 1.0), y)
+    return metric, target, answer
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation makes, in bytes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return made
+
+
+def test_many_classes_need_little_memory_and_are_counted_exactly():
+    logits = 100 * MANY * 4  # of one batch, which the test itself makes
+    with Largest() as largest:
+        metric, target, answer = wide_bias_rate()
+        values = metric.compute()
+        pairs = confused_pairs(values["confusion"], 12)
+    assert largest.bytes <= logits
+    assert sum(x.nbytes for x in [metric.seen, metric.right, *metric.pairs, *metric.counts]) < 1e6
+    assert values["confusion"].shape == (MANY, MANY)
+    assert values["wrong_rate"].item() == pytest.approx((target != answer).float().mean().item())
+    counted = Counter(zip(target.tolist(), answer.tolist(), strict=True))
+    assert pairs[:2] == [
+        (12_345, 19_999, 500, 500 / (target == 12_345).sum().item()),
+        (3, 4, 250, 250 / (target == 3).sum().item()),
+    ]
+    for pair in pairs:
+        assert counted[pair.label, pair.answer] == pair.samples
+    seen = torch.bincount(target, minlength=MANY)
+    assert torch.equal(values["seen"], seen)
+    right = torch.bincount(target[target == answer], minlength=MANY)
+    torch.testing.assert_close(values["per_class"], 1 - right / seen, equal_nan=True)
+
+
+def test_pairs_of_many_classes_are_merged_and_the_rarest_forgotten(monkeypatch):
+    monkeypatch.setattr("lightning_biaskd.metrics.bias_rate.MOST_PAIRS", 500)
+    metric, target, answer = wide_bias_rate()
+    assert sum(map(len, metric.pairs)) <= 500 + 600
+    values = metric.compute()
+    assert sum(map(len, metric.pairs)) <= 500
+    assert values["wrong_rate"].item() == pytest.approx((target != answer).float().mean().item())
+    assert confused_pairs(values["confusion"], 1)[0][:3] == (12_345, 19_999, 500)
+
+
+def test_dense_and_sparse_counts_agree(monkeypatch):
+    dense = value("bias")
+    monkeypatch.setattr("lightning_biaskd.metrics.bias_rate.DENSE_CLASSES", 2)
+    sparse = value("bias")
+    assert sparse["confusion"].is_sparse
+    sparse["confusion"] = sparse["confusion"].to_dense()
+    torch.testing.assert_close(sparse, dense, equal_nan=True)
+    assert confused_pairs(sparse["confusion"]) == confused_pairs(dense["confusion"])
+    never = BiasRate(CLASSES)
+    never.update(10 * torch.eye(CLASSES), torch.arange(CLASSES))
+    assert confused_pairs(never.compute()["confusion"]) == []
+
+
 def test_a_tie_is_right():
     values = updated(BiasRate(3), lambda t, y, _: (t, y), [(torch.ones(3, 3), torch.arange(3), None)]).compute()
     assert values["confusion"].tolist() == torch.eye(3).long().tolist()
@@ -174,6 +258,7 @@ def run_rank(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse")
 def test_two_processes_count_as_one(tmp_path):
     mp.spawn(run_rank, (str(tmp_path),), nprocs=2)
     for rank in (0, 1):
