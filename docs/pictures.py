@@ -160,9 +160,9 @@ def quickstart(bias: Path, plain: Path) -> str:
         parts.append(text(494, 304 - 2.2 * share, f"{share} %", "small", "end"))
     parts += [text(500, 320, "1", "small"), text(930, 320, str(len(with_strategy)), "small", "end")]
     parts += [
-        f'<path class="curve wrong" d="M560,340 h24"/>',
+        '<path class="curve wrong" d="M560,340 h24"/>',
         text(590, 345, "with the strategy (`biaskd fit`)".replace("`", ""), "small"),
-        f'<path class="curve other" d="M760,340 h24"/>',
+        '<path class="curve other" d="M760,340 h24"/>',
         text(790, 345, "plain distillation", "small"),
     ]
     return drawing(
