@@ -301,10 +301,11 @@ class DistillationModule(ClassificationModule):
             self.teacher_cache.keep_on(self.device, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_callbacks(self) -> list[Callback]:
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        scheduled = any(isinstance(callback, DynamicWeights) for callback in callbacks)
-        unscheduled = isinstance(self.bias, BiasStrategy) and not scheduled
-        return [_EpochOfModule(), *([DynamicWeights()] if unscheduled else [])]
+        wanted: list[type[Callback]] = [_EpochOfModule]
+        if isinstance(self.bias, BiasStrategy):
+            wanted.append(DynamicWeights)
+        there: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [kind() for kind in wanted if not any(isinstance(callback, kind) for callback in there)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
