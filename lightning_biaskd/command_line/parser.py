@@ -20,6 +20,7 @@ import lightning_biaskd
 import lightning_biaskd.data  # short class names in YAML work for what is imported
 from lightning_biaskd.callbacks import DistillationProgressBar, ResultTable
 from lightning_biaskd.command_line.commands import Commands
+from lightning_biaskd.command_line.retired import read_files_of_version_0_1
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.training.checkpoint import DurableCheckpointIO, newest
 from lightning_biaskd.training.passes import QUIET
@@ -132,6 +133,7 @@ def command_line(cli_class: type[BiasKDCLI], arguments: list[str], **kwargs: Any
         arguments: as on the command line.
         **kwargs: further arguments of ``LightningCLI``; ``run=False`` builds and runs nothing.
     """
+    read_files_of_version_0_1()
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")  # Lightning 2.6 on newer torch
     settings: dict[str, Any] = {
         "save_config_callback": SaveConfigBesideCheckpoints,
