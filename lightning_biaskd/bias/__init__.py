@@ -1,6 +1,7 @@
 """The paper: partition, rectification, schedule, and the strategy that joins them."""
 
 from lightning_biaskd.bias.partition import partition
+from lightning_biaskd.bias.plain import Plain
 from lightning_biaskd.bias.rectify import rectify, rectify_logits
 from lightning_biaskd.bias.schedule import constant, cosine, linear, reversed_cosine, step
 from lightning_biaskd.bias.strategy import BiasLoss, BiasStrategy
@@ -8,6 +9,7 @@ from lightning_biaskd.bias.strategy import BiasLoss, BiasStrategy
 __all__ = [
     "BiasLoss",
     "BiasStrategy",
+    "Plain",
     "constant",
     "cosine",
     "linear",

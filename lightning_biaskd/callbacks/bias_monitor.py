@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_biaskd.bias.rectify import rectify_logits
 from lightning_biaskd.callbacks.history import EpochPicture
 from lightning_biaskd.metrics import (
     Agreement,
@@ -111,11 +110,11 @@ class BiasMonitor(EpochPicture):
     @torch.no_grad()
     def _count_rectified(self, module: DistillationModule, teacher: Tensor, target: Tensor) -> None:
         bias = module.bias
-        if bias is None or bias.mode == "none" or bias.mode == "drop":
+        if bias is None:
             return
         for term, _ in module.distiller.terms():
-            if term.rectifiable:
-                rectified = rectify_logits(teacher, target, bias.mode, term.temperature, bias.space)
+            rectified = bias.rectified(term, teacher, target)
+            if rectified is not None:
                 self._meter("train/not_on_top", module, NotOnTop).update(teacher, rectified, target)
 
     def _meter(self, name: str, module: LightningModule, build: Any) -> Any:

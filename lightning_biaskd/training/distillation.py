@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import MetricCollection
 
-from lightning_biaskd.bias import BiasStrategy, partition
-from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
+from lightning_biaskd.bias import BiasStrategy, Plain
 from lightning_biaskd.data.batch import Batch
 from lightning_biaskd.distillers import KD, Distiller
 from lightning_biaskd.distributed.sharding import average_gradients, broadcast_from_first, shard
@@ -23,7 +22,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.networks.class_map import ClassMap
 from lightning_biaskd.networks.inputs import InputSpec, conversion, warn_of_pretrained
-from lightning_biaskd.networks.outputs import Outputs, with_sample
+from lightning_biaskd.networks.outputs import Outputs, with_index
 from lightning_biaskd.networks.tap import FeatureTap, evaluating
 from lightning_biaskd.teachers.backends import Backend, Precision
 from lightning_biaskd.teachers.cache import TeacherCache
@@ -129,20 +128,20 @@ class DistillationModule(ClassificationModule):
         self.teacher = FrozenTeacher(
             network,
             teacher_weights,
-            distiller.teacher_layers,
-            distiller.embedding,
+            distiller.needs.teacher_layers,
+            distiller.needs.embedding,
             conversion(network, teacher_input, self.data_input) or given.convert,
             given.classes if teacher_classes is None else ClassMap(teacher_classes),
             teacher_backend or given.backend,
             teacher_precision or given.precision,
         )
         self._teacher_as_built = teacher_weights is None
-        self._tap = FeatureTap(student, distiller.layers, distiller.embedding)
+        self._tap = FeatureTap(student, distiller.needs.layers, distiller.needs.embedding)
         self._rehearsed: dict[str, Any] | None = None
         self._epoch = -1
         self._sharded = False
         self.teacher_cache = TeacherCache(teacher_cache) if isinstance(teacher_cache, str) else teacher_cache
-        if self.teacher_cache is not None and (distiller.teacher_layers or distiller.embedding):
+        if self.teacher_cache is not None and (distiller.needs.teacher_layers or distiller.needs.embedding):
             raise UserError(f"{type(distiller).__name__} reads the teacher's features, and a cache holds logits alone")
 
     @property
@@ -160,7 +159,7 @@ class DistillationModule(ClassificationModule):
 
     def answer(self, image: Tensor) -> Outputs:
         """The student's outputs on images (B, …); its logits are those of the network to deploy."""
-        return self.distiller.answer(super().answer(image))
+        return self.distiller.outputs_of(super().answer(image))
 
     def losses(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         """See :class:`ClassificationModule`."""
@@ -173,10 +172,10 @@ class DistillationModule(ClassificationModule):
         teacher, student = self.ask_both(batch)
         self.check_batch(batch_idx, target, student.logits)
         self.check_teacher(batch_idx, student, teacher)
-        if (views := max(term.views for term, _ in self.distiller.terms())) > 1:
+        if (views := self.distiller.needs.views) > 1:
             check_views(batch[2] if len(batch) > 2 else None, views, batch_idx)
-        if self.distiller.remembers:
-            student = with_sample(student, self.sample(batch, batch_idx))
+        if self.distiller.needs.index:
+            student = with_index(student, self.sample(batch, batch_idx))
         ce = self.cross_entropy(student.logits, target)
         kd, parts = self.distillation_loss(student, teacher, target)
         return {
@@ -208,20 +207,9 @@ class DistillationModule(ClassificationModule):
 
     def distillation_loss(self, student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The distillation term, a scalar, and the scalars that are logged with it."""
-        if self.bias is None:
-            losses = [
-                weight * losses_on_joined_batch(term, student, teacher, target)
-                for term, weight in self.distiller.terms()
-            ]
-            wrong = ~partition(teacher.logits, target)
-            return torch.stack(losses).sum(0).mean(), {"bias/wrong_rate": wrong.float().mean()}
-        loss = self.bias(self.distiller, student, teacher, target)
-        return loss.total, {
-            "train/loss_right": loss.right,
-            "train/loss_rectified": loss.rectified,
-            "bias/wrong_rate": loss.wrong_rate,
-            "bias/gamma": self.bias.gamma,
-        }
+        strategy = Plain() if self.bias is None else self.bias
+        loss = strategy(self.distiller, student, teacher, target)
+        return loss.total, strategy.logged(loss)
 
     def sample(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The numbers (B,) of a batch's images in their data set, for methods with a memory.
@@ -282,7 +270,7 @@ class DistillationModule(ClassificationModule):
     def configure_model(self) -> None:
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         method = self.distiller
-        if fitting and self._rehearsed is None and (method.builds or method.layers or method.embedding):
+        if fitting and self._rehearsed is None and (method.builds or method.needs.layers or method.needs.embedding):
             self.rehearse(*some_images(self.trainer))
         if self.device_mesh is not None and not self._sharded:
             self._sharded = True

@@ -6,7 +6,7 @@ from properties import batch, trained
 from torch import nn
 
 from lightning_biaskd.distillers import CRD
-from lightning_biaskd.networks.outputs import with_sample
+from lightning_biaskd.networks.outputs import with_index
 
 
 def remembering():
@@ -18,7 +18,7 @@ def remembering():
     distiller.student_memory.copy_(wave[0])
     distiller.teacher_memory.copy_(wave[1])
     distiller.step.fill_(5)
-    return distiller, with_sample(projected(student), torch.arange(8)), projected(teacher), target
+    return distiller, with_index(projected(student), torch.arange(8)), projected(teacher), target
 
 
 def state(distiller):
@@ -44,7 +44,7 @@ def trained_for_three_steps(distiller, wrap, rank=0, world=1):
     part = slice(rank * 8 // world, (rank + 1) * 8 // world)
     model, total = wrap(Whole(distiller)), torch.zeros((), dtype=torch.float64)
     for images in ([0, 1, 2, 3, 4, 5, 6, 7], [1, 1, 2, 3, 1, 4, 2, 5], [7, 6, 5, 0, 6, 7, 5, 5]):
-        own = with_sample(projected(student.logits[part]), torch.tensor(images)[part])
+        own = with_index(projected(student.logits[part]), torch.tensor(images)[part])
         loss = model(own, projected(teacher.logits[part]), target[part], keep[part])
         loss.backward()
         total += loss.detach() / world

@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_biaskd import DistillationModule, UserError
 from lightning_biaskd.distillers import CRD
 from lightning_biaskd.distillers.crd import draw_negatives
-from lightning_biaskd.networks.outputs import with_sample
+from lightning_biaskd.networks.outputs import with_index
 
 
 def test_two_steps_are_those_of_the_published_code():
     """HobbitLong/RepDistiller@b84f547c, crd/criterion.py with crd/memory.py, given our draws; τ is rounded there."""
     rows = [[0.4, -1.2, 2.2, 0.3, -0.7, 1.5], [1.3, 0.2, -0.9, -2.4, 0.8, 0.1], [-1.1, 0.9, 0.6, 1.9, -0.2, -1.4]]
     student = torch.tensor(rows, dtype=torch.float64)
-    outputs = with_sample(projected(student), torch.tensor([3, 0, 7])), projected(-1.5 * student.flip(0))
+    outputs = with_index(projected(student), torch.tensor([3, 0, 7])), projected(-1.5 * student.flip(0))
     distiller, *_ = remembering()
     count = sum(p.numel() for p in trained(distiller))
     vector_to_parameters((torch.arange(count, dtype=torch.float64) + 1).sin() / 2, trained(distiller))
@@ -57,7 +57,7 @@ def test_memories_are_moved_toward_what_was_seen_last():
         for image, row in ((3, 2), (0, 4)):  # the last that is kept of each
             old, new = expected[number][image], unit(seen[row])
             expected[number][image] = unit([0.5 * a + 0.5 * b for a, b in zip(old, new, strict=True)])
-    distiller(with_sample(student, sample), teacher, target, keep)
+    distiller(with_index(student, sample), teacher, target, keep)
     for memory, rows in zip(state(distiller)[:2], expected, strict=True):
         torch.testing.assert_close(memory, torch.tensor(rows, dtype=torch.float64))
     assert [n for n, label in enumerate(distiller.labels.tolist()) if label >= 0] == [0, 3]
@@ -69,7 +69,7 @@ def test_a_dropped_sample_leaves_no_trace():
     alone = copy.deepcopy(whole)
     keep = torch.tensor([True, False, True, True, False, False, True, False])
     losses = whole(student, teacher, target, keep)
-    kept = (with_sample(projected(o.logits[keep]), s) for o, s in ((student, student.sample[keep]), (teacher, None)))
+    kept = (with_index(projected(o.logits[keep]), s) for o, s in ((student, student.index[keep]), (teacher, None)))
     torch.testing.assert_close(losses[keep], alone(*kept, target[keep]))
     assert not losses[~keep].any()
     torch.testing.assert_close(state(whole), state(alone))
@@ -173,8 +173,8 @@ def test_refusals(trainer, tmp_path):
     distiller, student, teacher, target = remembering()
     with pytest.raises(UserError, match=r"how many there are: give the data module a num_samples"):
         CRD().build(student, teacher)
-    with pytest.raises(UserError, match=r"hand over with_sample\(student, sample\)"):
-        distiller(with_sample(student, None), teacher, target)
+    with pytest.raises(UserError, match=r"hand over with_index\(student, index\)"):
+        distiller(with_index(student, None), teacher, target)
     with pytest.raises(UserError, match=r"numbered 9 to 12 in this batch, outside \[0, 11\]: num_samples"):
         fit_for(1, trainer, tmp_path / "none.ckpt", first=5)
     with pytest.raises(UserError, match=r"let the data set return \(image, target, index\)"):

@@ -146,7 +146,7 @@ def test_refusals():
     with pytest.raises(UserError, match="what the method learns is not built"):
         SimKD()(good, good, target)
     with pytest.raises(UserError, match="what the method learns is not built"):
-        SimKD().answer(good)
+        SimKD().outputs_of(good)
     tokens = good._replace(features={"-1": good.features["-1"].flatten(2)})
     with pytest.raises(UserError, match=r"SimKD needs a map .* gives \(8, 5, 16\)"):
         SimKD().build(tokens, good)
