@@ -42,8 +42,8 @@ def run() -> None:
 
         def ours(size: int = size) -> None:
             batch = images.__getitems__(torch.randint(50_000, (size,)).tolist())
-            sample = batch.sample.to(batch.image.device)
-            batch = data.training_views(batch._replace(sample=sample), random_bits(0, 0, sample))
+            sample = batch.index.to(batch.image.device)
+            batch = data.training_views(batch._replace(index=sample), random_bits(0, 0, sample))
             data.normalized(batch.image)
 
         def pillow(size: int = size) -> None:

@@ -72,7 +72,7 @@ def peak_bytes(work: Callable[[], Any]) -> int:
 def methods() -> dict[str, Distiller]:
     """Those that read logits alone and need no arguments."""
     classes = [getattr(distillers, name) for name in distillers.__all__]
-    found = [c for c in classes if isinstance(c, type) and issubclass(c, Distiller) and c.rectifiable]
+    found = [c for c in classes if isinstance(c, type) and issubclass(c, Distiller) and c.reads == "logits"]
     found = [c for c in found if c not in (Distiller, distillers.WeightedSum)]
     return {c.__name__: c() for c in found}
 

@@ -246,8 +246,8 @@ def supervised_step(
 
     def step() -> None:
         batch = images.__getitems__(torch.randint(len(images), (size,)).tolist())
-        batch = batch._replace(image=batch.image.to(device), sample=batch.sample.to(device))
-        batch = data.training_views(batch, random_bits(0, 0, batch.sample))
+        batch = batch._replace(image=batch.image.to(device), index=batch.index.to(device))
+        batch = data.training_views(batch, random_bits(0, 0, batch.index))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = F.cross_entropy(student(data.normalized(batch.image)), batch.target.to(device))
         optimizer.zero_grad()

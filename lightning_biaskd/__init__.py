@@ -8,7 +8,7 @@ from lightning_biaskd.renamed import find_renamed_modules
 if TYPE_CHECKING:
     from lightning_biaskd.bias import BiasLoss, BiasStrategy
     from lightning_biaskd.callbacks import EMA, DynamicWeights
-    from lightning_biaskd.distiller import Distiller
+    from lightning_biaskd.distiller import Distiller, Needs
     from lightning_biaskd.distillers import DKD, KD, WeightedSum
     from lightning_biaskd.errors import UserError
     from lightning_biaskd.export import export_student, load_student
@@ -27,7 +27,7 @@ __version__ = "0.2.0"
 _PLACES = {
     "bias": ["BiasLoss", "BiasStrategy"],
     "callbacks": ["EMA", "DynamicWeights"],
-    "distiller": ["Distiller"],
+    "distiller": ["Distiller", "Needs"],
     "distillers": ["DKD", "KD", "WeightedSum"],
     "errors": ["UserError"],
     "export": ["export_student", "load_student"],
@@ -57,6 +57,7 @@ __all__ = [
     "FrozenTeacher",
     "InputConversion",
     "InputSpec",
+    "Needs",
     "Outputs",
     "TeacherCache",
     "UserError",

@@ -3,40 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
+
+Reads = Literal["logits", "features", "nothing"]
+
+_RENAMED = {
+    **dict.fromkeys(("layers", "teacher_layers", "embedding", "pairwise", "views"), "needs = Needs({}=…)"),
+    "remembers": "needs = Needs(index=True)",
+    "rectifiable": 'reads = "features"',
+    "reads_teacher": 'reads = "nothing"',
+    "answer": "outputs_of",
+}
+"""Attributes of version 0.1, and what to write in their place."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method needs from the networks and from the batch.
+
+    ``a | b`` is what two methods need together.
+
+    Attributes:
+        layers: the student's layers whose features the method reads, see :class:`~lightning_biaskd.FeatureTap`.
+        teacher_layers: the teacher's layers, in the same order.
+        embedding: the method reads the embedding of either network, or applies its classifier.
+        index: the method reads the index of each image in its data set, for example to keep a memory.
+        pairwise: the method compares the samples of a batch with each other, so it gets those of all ranks.
+        views: how many views of the same images a batch holds, one after the other in equal parts.
+
+    Example:
+        >>> Needs(layers=("-1",)) | Needs(layers=("-2", "-1"), pairwise=True)
+        Needs(layers=('-1', '-2'), teacher_layers=(), embedding=False, index=False, pairwise=True, views=1)
+    """
+
+    layers: tuple[str, ...] = ()
+    teacher_layers: tuple[str, ...] = ()
+    embedding: bool = False
+    index: bool = False
+    pairwise: bool = False
+    views: int = 1
+
+    def __or__(self, other: Needs) -> Needs:
+        if self.views != other.views and 1 not in (self.views, other.views):
+            raise UserError(
+                f"one method compares {self.views} views and another {other.views}: give both the same number of views"
+            )
+        return Needs(
+            tuple(dict.fromkeys(self.layers + other.layers)),
+            tuple(dict.fromkeys(self.teacher_layers + other.teacher_layers)),
+            self.embedding or other.embedding,
+            self.index or other.index,
+            self.pairwise or other.pairwise,
+            max(self.views, other.views),
+        )
 
 
 class Distiller(nn.Module):
     r"""One published distillation method.
 
-    ``forward`` returns **one loss per sample**, (B,), whose mean is the published loss. Who calls it reduces it:
-    a plain mean, or :class:`~lightning_biaskd.bias.BiasStrategy`, which weighs right and wrong samples apart. So a
-    method knows nothing of bias, and every method is bias-aware.
+    ``forward`` returns **one loss per sample**, (B,), whose mean is the published loss. The caller reduces it: by a
+    plain mean, or by :class:`~lightning_biaskd.bias.BiasStrategy`, which weighs right and wrong samples separately. A
+    method therefore knows nothing of bias, and every method becomes bias-aware.
+
+    Calling the method, ``distiller(student, teacher, target)``, multiplies the losses of ``forward`` by the factor of
+    the warm-up. This is the only place where it is applied.
 
     Args:
-        temperature: τ, at which the method compares teacher and student; a wrong teacher is rectified at the same.
+        temperature: τ, at which the method compares teacher and student. A wrong teacher is rectified at the same τ.
         warmup_epochs: the method's weight grows linearly from ``1 / warmup_epochs`` in the first epoch to 1.
 
     Attributes:
-        layers: the student's layers whose features the method reads, see :class:`~lightning_biaskd.FeatureTap`.
-        teacher_layers: likewise the teacher's, in the same order.
-        embedding: whether the method reads the embedding, or applies the classifier, of either network.
-        rectifiable: whether it reads the teacher's logits, so that rectified ones may be handed over. The wrong samples
-            of any other method are eliminated.
-        reads_teacher: whether it reads the teacher at all; a method that doesn't has no bias to eliminate, so it keeps
-            all samples, evenly weighted.
-        pairwise: whether it compares the samples of a batch with each other; it then gets those of all ranks.
-        views: how many views of the same images, one after the other in equal parts, a pairwise method's batch holds.
-        remembers: whether it reads the numbers of the images, to keep a memory of them.
-        ramp: buffer, the factor of the warm-up; 1 until :meth:`set_epoch` says otherwise.
+        reads: what the method reads of the teacher. ``"logits"`` can be rectified. The wrong samples of a method that
+            reads ``"features"`` are dropped. A method that reads ``"nothing"`` of the teacher keeps all samples.
+        needs: what else it needs, a :class:`Needs`.
+        least_classes: the number of classes below which the method teaches nothing. It refuses fewer.
+        ramp: buffer, the factor of the warm-up. It is 1 until :meth:`set_epoch` is called.
+
+    Raises:
+        UserError: the temperature is not positive; in use, there are fewer classes than the method can work with.
 
     Example:
-        A method of one's own is a subclass with one method:
+        A new method is a subclass with one method:
 
         >>> class MSE(Distiller):
         ...     def forward(self, student, teacher, target, keep=None):
@@ -45,25 +100,30 @@ class Distiller(nn.Module):
         tensor([1., 1.])
     """
 
-    layers: tuple[str, ...] = ()
-    teacher_layers: tuple[str, ...] = ()
-    embedding: bool = False
-    rectifiable: bool = True
-    reads_teacher: bool = True
-    pairwise: bool = False
-    views: int = 1
-    remembers: bool = False
+    reads: Reads = "logits"
+    needs: Needs = Needs()
+    least_classes: int = 2
     ramp: Tensor
 
     def __init__(self, temperature: float = 1.0, warmup_epochs: int = 0) -> None:
         super().__init__()
         if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+            raise UserError(f"temperature must be positive, got {temperature}")
         self._tau = temperature
         self.warmup_epochs = warmup_epochs
         # a tensor, because a float attribute that changes would recompile the step; a pure function of the epoch, so
-        # no part of the checkpoint
+        # it needs no place in the checkpoint
         self.register_buffer("ramp", torch.tensor(1.0), persistent=False)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls).keys() & _RENAMED.keys():
+            _refuse(cls, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _RENAMED and not isinstance(value, nn.Module):
+            _refuse(type(self), name)
+        super().__setattr__(name, value)
 
     @property
     def temperature(self) -> float:
@@ -72,17 +132,30 @@ class Distiller(nn.Module):
 
     @property
     def builds(self) -> bool:
-        """Whether the method has a :meth:`build` of its own, and so must see the networks' answers before training."""
+        """Whether the method has its own :meth:`build`, so that it must see both networks' outputs before training."""
         return type(self).build is not Distiller.build
 
+    def __call__(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The losses (B,) of :meth:`forward`, times the factor of the warm-up."""
+        classes = student.logits.shape[1]
+        if classes < self.least_classes:
+            raise UserError(
+                f"{type(self).__name__} needs at least {self.least_classes} classes and there "
+                f"{'is' if classes == 1 else 'are'} {classes}: with fewer the student would learn nothing, so choose "
+                "another method"
+            )
+        losses: Tensor = super().__call__(student, teacher, target, keep)
+        return losses * self.ramp if self.warmup_epochs else losses
+
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The method's loss.
+        """The method's losses, without warm-up.
 
         Args:
             student: the student's outputs.
             teacher: the teacher's outputs, without gradient; wrong rows may be rectified.
             target: (B,) labels.
-            keep: (B,) bool, whose teacher knowledge may be used, ``None`` for all; only pairwise methods look at it.
+            keep: (B,) bool, the samples whose teacher outputs may be used; ``None`` for all. Only methods that compare
+                samples with each other use it.
 
         Returns:
             (B,) losses whose mean is the published loss.
@@ -90,35 +163,32 @@ class Distiller(nn.Module):
         raise NotImplementedError
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """Makes what the method learns beside the student, such as adapters, from one answer of each network.
+        """Creates what the method itself learns, such as adapters, from the outputs of both networks.
 
-        :class:`~lightning_biaskd.DistillationModule` calls it once, before the optimizer is made; a loop of one's own
-        calls it before it collects parameters. Most methods have nothing to make.
+        :class:`~lightning_biaskd.DistillationModule` calls it once, before the optimizer is created. In another loop,
+        call it before you collect the parameters. Most methods have nothing to create.
 
         Args:
             student: the student's outputs for a few images.
-            teacher: the teacher's, for the same.
-            num_samples: how many images are numbered, for methods with a memory.
+            teacher: the teacher's outputs for the same images.
+            num_samples: size of the data set, for methods that keep a memory of every image.
         """
 
-    def answer(self, student: Outputs) -> Outputs:
-        """The student's outputs as it is deployed: its own, unless the method gives it another classifier."""
+    def outputs_of(self, student: Outputs) -> Outputs:
+        """The outputs of the network to deploy: the student's own, unless the method replaces its classifier."""
         return student
 
     def deployed(self, student: FeatureTap) -> nn.Module:
-        """The network that is deployed, images to the logits of :meth:`answer`: the student itself, likewise."""
+        """The network to deploy, from images to the logits of :meth:`outputs_of`: the student, unless replaced."""
         return student.model
 
     def set_epoch(self, epoch: int) -> None:
-        """Tells the method the 0-based epoch. What it schedules is a function of that alone, so resuming is exact."""
+        """Sets everything that the method schedules, by the 0-based epoch alone, so that resuming is exact."""
         self.ramp.fill_(min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0)
 
-    def terms(self) -> Iterator[tuple[Distiller, float | Tensor]]:
-        """The methods that this one is a weighted sum of, each with its weight; of a single method, itself.
-
-        The weight of a method that warms up is a scalar tensor. Who calls methods one by one applies it.
-        """
-        yield self, self.ramp if self.warmup_epochs else 1.0
+    def terms(self) -> Iterator[tuple[Distiller, float]]:
+        """The methods that this one is a weighted sum of, with their weights. A single method yields itself."""
+        yield self, 1.0
 
     def extra_repr(self) -> str:
         warmup = f", warmup_epochs={self.warmup_epochs}" if self.warmup_epochs else ""
@@ -126,7 +196,10 @@ class Distiller(nn.Module):
 
 
 class Wrapper(Distiller):
-    """A method around another: it has the other's temperature, reads what the other reads, and tells it the epoch.
+    """A method around another. It has the inner method's temperature, reads and needs what the inner method does.
+
+    A subclass may need more: it extends ``needs``, or sets ``reads = "features"`` where the inner method's logits are
+    no longer the teacher's.
 
     Args:
         distiller: the inner method.
@@ -135,13 +208,8 @@ class Wrapper(Distiller):
     def __init__(self, distiller: Distiller) -> None:
         super().__init__()
         self.distiller = distiller
-        self.layers = distiller.layers
-        self.teacher_layers = distiller.teacher_layers
-        self.embedding = distiller.embedding
-        self.reads_teacher = distiller.reads_teacher
-        self.pairwise = distiller.pairwise
-        self.views = distiller.views
-        self.remembers = distiller.remembers
+        self.needs = self.needs | distiller.needs
+        self.reads = max(self.reads, distiller.reads, key=get_args(Reads).index)
 
     @property
     def temperature(self) -> float:
@@ -150,26 +218,27 @@ class Wrapper(Distiller):
 
     @property
     def builds(self) -> bool:
-        """Whether the wrapper or the inner method has a :meth:`build` of its own."""
+        """Whether the wrapper or the inner method has its own :meth:`build`."""
         return type(self).build is not Wrapper.build or self.distiller.builds
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; the inner method is built."""
+        """Builds the inner method."""
         self.distiller.build(student, teacher, num_samples)
 
-    def answer(self, student: Outputs) -> Outputs:
-        """See :class:`Distiller`; the inner method is asked."""
-        return self.distiller.answer(student)
+    def outputs_of(self, student: Outputs) -> Outputs:
+        """The inner method's outputs."""
+        return self.distiller.outputs_of(student)
 
     def deployed(self, student: FeatureTap) -> nn.Module:
-        """See :class:`Distiller`; the inner method is asked."""
+        """The inner method's network to deploy."""
         return self.distiller.deployed(student)
 
     def set_epoch(self, epoch: int) -> None:
-        """See :class:`Distiller`; the inner method is told."""
+        """Sets the inner method's schedules."""
         self.distiller.set_epoch(epoch)
 
-    def terms(self) -> Iterator[tuple[Distiller, float | Tensor]]:
-        """See :class:`Distiller`; the method warms up as the inner one does."""
-        inner, weight = next(self.distiller.terms())
-        yield self, weight if inner is self.distiller else 1.0
+
+def _refuse(cls: type, name: str) -> None:
+    raise UserError(
+        f"{cls.__name__} sets {name!r}, an attribute of version 0.1: set {_RENAMED[name].format(name)} instead"
+    )

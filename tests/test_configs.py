@@ -110,7 +110,7 @@ def test_files_compose_in_any_order(flip):
 def test_a_strong_view_by_flag():
     cli = instantiate(*COMPLETE.values(), "method/mlkd_two_views.yaml", extra=["--data.strong_view", "true"])
     assert cli.datamodule.strong_view
-    assert (cli.model.distiller.views, cli.datamodule.batch_size) == (2, 64)
+    assert (cli.model.distiller.needs.views, cli.datamodule.batch_size) == (2, 64)
 
 
 def test_the_progress_bar_is_ours_unless_another_is_asked_for():

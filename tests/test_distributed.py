@@ -27,7 +27,7 @@ KEYS = [
     key
     for key in itertools.product(CASES, MODES, ("group", "batch"), (True, False))
     # to methods that are not rectified, neither the mode nor the normalisation makes a difference
-    if CASES[key[0]].distiller.rectifiable or key[1:3] in (("plain", "group"), ("swap", "group"))
+    if CASES[key[0]].distiller.reads == "logits" or key[1:3] in (("plain", "group"), ("swap", "group"))
 ]
 
 
@@ -70,7 +70,7 @@ def run_rank(rank, world, folder):
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     results = {}
     for key in KEYS:
-        batch = (part_of(tensor, rank, world, CASES[key[0]].distiller.views) for tensor in joined_batch())
+        batch = (part_of(tensor, rank, world, CASES[key[0]].distiller.needs.views) for tensor in joined_batch())
         result = gradient(*key, *batch)
         dist.all_reduce(result)
         results[key] = result / world  # as DDP averages gradients and Lightning logged values
@@ -127,10 +127,10 @@ def test_several_processes_remember_as_one_without_sending_memories(folder):
 def test_without_synchronisation_it_is_another_method(same):
     for (case, mode, normalize, sync), equal in same.items():
         distiller = CASES[case].distiller
-        reads_logits = distiller.rectifiable and distiller.reads_teacher
+        reads_logits = distiller.reads == "logits"
         by_group = normalize == "group" and mode != "plain" and reads_logits
         # of methods that aren't rectified, a pair counts where the teacher is right on both: here those of rank 0
-        by_pair = distiller.pairwise and distiller.rectifiable and mode == "swap"
+        by_pair = distiller.needs.pairwise and distiller.reads == "logits" and mode == "swap"
         if not sync and (by_group or by_pair):
             assert not equal, (case, mode, normalize)
 

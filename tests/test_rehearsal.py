@@ -204,7 +204,7 @@ def test_outputs_without_the_features_are_one_line():
 def test_layers_pair_up():
     assert layer_names([-2, "a.b"], preactivation=True) == ("-2:pre", "a.b:pre")
     method = FeatureDistiller([-1, "x"], [-2, "y"])
-    assert (method.layers, method.teacher_layers) == (("-1", "x"), ("-2", "y"))
+    assert (method.needs.layers, method.needs.teacher_layers) == (("-1", "x"), ("-2", "y"))
     with pytest.raises(ValueError, match="2 layers of the student need as many"):
         FeatureDistiller([-1, -2], -1)
 

@@ -91,7 +91,7 @@ def test_the_first_answer_is_that_of_every_other_time(trainer, tmp_path):
     source.setup()
     module.teacher_cache.open(module.teacher, source, 10)
     batch = source.train_set.pick(source.train_set.index[:20])
-    image, view = source.numbered_images(batch.sample, torch.ones_like(batch.sample)), torch.ones_like(batch.sample)
+    image, view = source.numbered_images(batch.index, torch.ones_like(batch.index)), torch.ones_like(batch.index)
     first, again = (module.teacher_cache.answer(batch._replace(image=image, view=view), module.teacher) for _ in "12")
     assert torch.equal(first.logits, again.logits)
 
@@ -213,8 +213,8 @@ def test_largest_logits_and_the_sum_of_the_others(trainer, tmp_path):
     cache, source = module.teacher_cache, module.trainer.datamodule
     list(cache.fill(module.teacher, source, torch.device("cpu")))
     batch = source.train_set.pick(source.train_set.index[:20])
-    view = torch.ones_like(batch.sample)
-    image = source.numbered_images(batch.sample, view)
+    view = torch.ones_like(batch.index)
+    image = source.numbered_images(batch.index, view)
     expected = module.teacher.model.eval()(image).double()
     actual = cache.answer(batch._replace(image=image, view=view), module.teacher).logits.double()
     top = expected.topk(3).indices

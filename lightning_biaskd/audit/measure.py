@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 from lightning_biaskd.audit.report import AuditReport, ClassBias, Correction, Mistake
 from lightning_biaskd.bias.partition import partition
-from lightning_biaskd.bias.rectify import Mode, rectify_logits
+from lightning_biaskd.bias.rectify import CORRECTIONS, rectify_logits
 from lightning_biaskd.bias.strategy import BiasStrategy
 from lightning_biaskd.distributed.padding import unpadded_rows
 from lightning_biaskd.errors import UserError
@@ -27,7 +27,6 @@ from lightning_biaskd.training.distillation import DistillationModule
 from lightning_biaskd.training.passes import QUIET
 
 BINS = 20
-MODES: tuple[Mode, ...] = tuple(mode for mode in get_args(Mode) if mode != "none")
 
 
 def audit(module: LightningModule, datamodule: LightningDataModule, trainer: Trainer | None = None) -> AuditReport:
@@ -126,7 +125,7 @@ class _Auditor(LightningModule):
         self.num_classes = num_classes
         self.space = module.bias.space if isinstance(module.bias, BiasStrategy) else "probs"
         self.temperatures = sorted(
-            {float(term.temperature) for term, _ in module.distiller.terms() if term.rectifiable}
+            {float(term.temperature) for term, _ in module.distiller.terms() if term.reads == "logits"}
         )
         self.meters = Meters()
         self.anchor = nn.Parameter(torch.zeros(1))  # DDP refuses a module without parameters
@@ -147,7 +146,7 @@ class _Auditor(LightningModule):
         self.meters.update("bias", lambda: BiasRate(logits.shape[1]), logits, target)
         self.meters.update("confidence", _Confidence, logits, target)
         self.meters.update("calibration", lambda: CalibrationError(logits.shape[1]), logits, target)
-        for mode, tau in product(MODES, self.temperatures):
+        for mode, tau in product(CORRECTIONS, self.temperatures):
             rectified = rectify_logits(logits, target, mode, tau, self.space)
             self.meters.update(f"not on top {mode} {tau}", NotOnTop, logits, rectified, target)
             self.meters.update(f"moved {mode} {tau}", partial(_Moved, tau), logits, rectified)
@@ -181,7 +180,7 @@ def _report(
     histogram, (sure_right, sure_wrong, label, second) = values["confidence"]
     corrections = [
         Correction(mode, tau, *(float(values[f"{what} {mode} {tau}"]) for what in ("not on top", "moved")))
-        for tau, mode in product(auditor.temperatures, MODES)
+        for tau, mode in product(auditor.temperatures, CORRECTIONS)
     ]
     return AuditReport(
         teacher=module.teacher.extra_repr(),

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from lightning_biaskd.bias.rectify import Mode
 from lightning_biaskd.bias.strategy import Balance, Normalize
-from lightning_biaskd.bias.strategy import Mode as StrategyMode
 
 ALMOST_NONE = 0.001
 """Below this wrong-rate there is nothing worth correcting."""
@@ -77,7 +76,7 @@ class AuditReport:
     teacher: str
     method: str
     strategy: str | None
-    mode: StrategyMode | None
+    mode: Mode | None
     normalize: Normalize | None
     balance: Balance | None
     passes: int

@@ -17,12 +17,13 @@ def losses_on_joined_batch(
 
     So their mean over the ranks, and its gradient, are those of one process on the joined batch.
     """
-    if not distiller.pairwise or world_size() == 1:
-        return distiller(student, teacher, target, keep)  # type: ignore[no-any-return]
-    views = distiller.views
+    needs = distiller.needs
+    if not needs.pairwise or world_size() == 1:
+        return distiller(student, teacher, target, keep)
+    views = needs.views
     losses = distiller(
-        _joined(student, distiller.layers, views),
-        _joined(teacher, distiller.teacher_layers, views),
+        _joined(student, needs.layers, views),
+        _joined(teacher, needs.teacher_layers, views),
         gather(target, views),
         None if keep is None else gather(keep, views),
     )
@@ -35,5 +36,5 @@ def _joined(outputs: Outputs, layers: tuple[str, ...], views: int) -> Outputs:
         {name: gather(outputs.features[name], views) for name in layers},
         None if outputs.embedding is None else gather(outputs.embedding, views),
         outputs.head,
-        None if outputs.sample is None else gather(outputs.sample, views),
+        None if outputs.index is None else gather(outputs.index, views),
     )

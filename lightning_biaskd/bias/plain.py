@@ -13,14 +13,35 @@ from lightning_biaskd.networks.outputs import Outputs
 
 
 class Plain(nn.Module):
-    """Distils every sample alike, with the teacher's mistakes; the baseline of :class:`BiasStrategy`."""
+    """Distils all samples alike, with the teacher's mistakes: the baseline of :class:`BiasStrategy`.
+
+    Example:
+        >>> from lightning_biaskd.distillers import KD
+        >>> student, teacher = Outputs(torch.zeros(2, 2)), Outputs(torch.tensor([[2.0, 0.0], [2.0, 0.0]]))
+        >>> loss = Plain()(KD(temperature=1.0), student, teacher, torch.tensor([0, 1]))
+        >>> loss.total, loss.wrong_rate
+        (tensor(0.3278), tensor(0.5000))
+    """
 
     def forward(self, distiller: Distiller, student: Outputs, teacher: Outputs, target: Tensor) -> BiasLoss:
-        """The mean of the method's losses; the arguments are those of :class:`BiasStrategy`."""
+        """Averages the method's losses.
+
+        Args:
+            distiller: any method.
+            student: the student's outputs.
+            teacher: the teacher's outputs.
+            target: (B,) labels.
+
+        Returns:
+            The mean loss as ``total`` and ``right``; nothing is rectified.
+        """
         losses = [weight * losses_on_joined_batch(term, student, teacher, target) for term, weight in distiller.terms()]
         total = torch.stack(losses).sum(0).mean()
         wrong = ~partition(teacher.logits, target)
         return BiasLoss(total, total.detach(), torch.zeros_like(total), wrong.float().mean())
+
+    def rectified(self, term: Distiller, logits: Tensor, target: Tensor) -> None:
+        """None: no method gets corrected logits."""
 
     def logged(self, loss: BiasLoss) -> dict[str, Tensor]:
         """The scalars that a training step logs."""

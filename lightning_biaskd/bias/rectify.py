@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.bias.partition import partition
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.outputs import at_least_float32
 
-Mode = Literal["swap", "blend", "onehot", "revise", "none"]
+Mode = Literal["swap", "blend", "onehot", "revise", "none", "drop"]
 Space = Literal["probs", "logits"]
+CORRECTIONS: tuple[Mode, ...] = ("swap", "blend", "onehot", "revise")
+"""The modes that change a wrong answer; ``"none"`` keeps it and ``"drop"`` leaves its sample out."""
 
 ETA = 0.8
 """How far Label Revision trusts the teacher (arXiv 2404.03693)."""
@@ -36,7 +39,7 @@ def _correct(v_y: Tensor, v_top: Tensor, mode: Mode) -> tuple[Tensor, Tensor, Te
         return beta * v_y + 1 - beta, beta * v_top, beta
     if mode == "none":
         return v_y, v_top, 1.0
-    raise ValueError(f"unknown rectification mode {mode!r}: choose swap, blend, onehot, revise or none")
+    raise UserError(f"no rectification by mode {mode!r}: choose swap, blend, onehot, revise or none")
 
 
 def _rectify(values: Tensor, target: Tensor, top: Tensor, right: Tensor, mode: Mode) -> Tensor:
@@ -75,7 +78,7 @@ def rectify(probs: Tensor, target: Tensor, mode: Mode = "blend") -> Tensor:
         (B, C) distributions.
 
     Raises:
-        ValueError: unknown mode. (``drop`` hands nothing over, so there is nothing to rectify.)
+        UserError: an unknown mode, or ``drop``, which leaves nothing to rectify.
 
     Example:
         >>> p = torch.tensor([[0.50, 0.30, 0.15, 0.05]])
@@ -112,7 +115,7 @@ def rectify_logits(
         (B, C) logits, in float32 at least; right rows unchanged.
 
     Raises:
-        ValueError: unknown mode or space.
+        UserError: unknown mode or space.
 
     Example:
         >>> z = torch.tensor([[3.0, 1.0, 2.0]])
@@ -124,7 +127,7 @@ def rectify_logits(
     if space == "logits":
         return _rectify(z, target, top, right, mode)
     if space != "probs":
-        raise ValueError(f"unknown space {space!r}: choose probs or logits")
+        raise UserError(f"unknown space {space!r}: choose probs or logits")
     log_p = F.log_softmax(z / temperature, dim=1)
     p_y, p_top, others = _correct(log_p.gather(1, y).exp(), log_p.gather(1, top).exp(), mode)
     scaled = z + temperature * (math.log(others) if isinstance(others, float) else others.log())

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.bias.partition import partition
-from lightning_biaskd.bias.rectify import Space, rectify_logits
+from lightning_biaskd.bias.rectify import CORRECTIONS, Mode, Space, rectify_logits
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distributed.ranks import world_size
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.outputs import Outputs, with_logits
 
-Mode = Literal["swap", "blend", "onehot", "revise", "none", "drop"]
 Normalize = Literal["group", "batch"]
 Balance = Literal["complement", "ramp"]
 Features = Literal["drop", "keep"]
@@ -31,12 +31,14 @@ class BiasLoss(NamedTuple):
         right: the part of right samples, before the weight of dynamic learning.
         rectified: the part of wrong samples, likewise.
         wrong_rate: share of samples on which the teacher is wrong.
+        trust: (B,) how far the strategy trusts the teacher on each sample, detached; ``None`` if it weighs none.
     """
 
     total: Tensor
     right: Tensor
     rectified: Tensor
     wrong_rate: Tensor
+    trust: Tensor | None = None
 
 
 class BiasStrategy(nn.Module):
@@ -75,7 +77,7 @@ class BiasStrategy(nn.Module):
         gamma: buffer, γ in [0, 1]; 0 at first. Not in the state dict: it is a function of progress alone.
 
     Raises:
-        ValueError: an argument is none of the listed words.
+        UserError: an argument is none of the listed words.
 
     Example:
         >>> from lightning_biaskd.distillers import KD
@@ -84,7 +86,7 @@ class BiasStrategy(nn.Module):
         >>> bias = BiasStrategy("swap")
         >>> _ = bias.gamma.fill_(0.5)
         >>> loss = bias(KD(temperature=1.0), student, teacher, torch.tensor([0, 1]))  # the second answer is wrong
-        >>> [round(x.item(), 4) for x in loss]
+        >>> [round(x.item(), 4) for x in loss[:4]]
         [0.4479, 0.0671, 0.8287, 0.5]
     """
 
@@ -108,7 +110,7 @@ class BiasStrategy(nn.Module):
             ("features", features, get_args(Features)),
         ):
             if value not in words:
-                raise ValueError(f"unknown {name} {value!r}: choose {', '.join(words)}")
+                raise UserError(f"unknown {name} {value!r}: choose {', '.join(words)}")
         self.mode: Mode = mode
         self.normalize = normalize
         self.balance = balance
@@ -116,6 +118,11 @@ class BiasStrategy(nn.Module):
         self.features = features
         self.sync = sync
         self.register_buffer("gamma", torch.tensor(0.0), persistent=False)
+
+    @classmethod
+    def paper(cls) -> BiasStrategy:
+        """The strategy as the paper publishes it, whatever the defaults are."""
+        return cls("blend", "group", "complement", "probs", "drop")
 
     def forward(self, distiller: Distiller, student: Outputs, teacher: Outputs, target: Tensor) -> BiasLoss:
         """Weighs the distiller's losses.
@@ -136,37 +143,33 @@ class BiasStrategy(nn.Module):
         eased = 1 - self.gamma if self.balance == "complement" else torch.ones_like(self.gamma)
         total = right_part = rectified_part = torch.zeros_like(self.gamma)
         for term, weight in distiller.terms():
-            losses, used = self._losses(term, right, student, teacher, target, ranks)
-            by_batch = self.normalize == "batch" or (used and not term.rectifiable)
+            used = self.uses_wrong(term)
+            losses = self._losses(term, None if used else right, student, teacher, target, ranks)
+            by_batch = self.normalize == "batch" or (used and term.reads != "logits")
             scaled = losses * (ranks * weight)
             easy = torch.where(right, scaled, 0).sum() / (size if by_batch else n_right.clamp_min(1))
             hard = torch.where(right | (not used), 0, scaled).sum() / (size if by_batch else n_wrong.clamp_min(1))
-            total = total + (eased * easy + self.gamma * hard if term.rectifiable else easy + hard)
+            total = total + (eased * easy + self.gamma * hard if term.reads == "logits" else easy + hard)
             right_part, rectified_part = right_part + easy, rectified_part + hard
         return BiasLoss(total, right_part.detach(), rectified_part.detach(), n_wrong / size)
 
-    def _losses(
-        self, term: Distiller, right: Tensor, student: Outputs, teacher: Outputs, target: Tensor, ranks: int
-    ) -> tuple[Tensor, bool]:
-        """Losses (B,) of one method, and whether its wrong samples are used at all."""
-        if not term.rectifiable:
-            used = self.features == "keep" or not term.reads_teacher
-        else:
-            used = self.mode != "drop"
-            if self.mode != "drop" and self.mode != "none":
-                corrected = rectify_logits(teacher.logits, target, self.mode, term.temperature, self.space)
-                teacher = with_logits(teacher, corrected)
-        keep = None if used else right
-        if ranks > 1:
-            return losses_on_joined_batch(term, student, teacher, target, keep), used
-        return term(student, teacher, target, keep), used
+    def uses_wrong(self, term: Distiller) -> bool:
+        """Whether the wrong samples of a method are used, corrected or as they are; otherwise they are dropped."""
+        if term.reads == "logits":
+            return self.mode != "drop"
+        return term.reads == "nothing" or self.features == "keep"
 
-    def _count(self, right: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
-        """Right and wrong samples of the global batch."""
-        counts = torch.stack([right.sum(), (~right).sum()])
-        if ranks > 1:
-            dist.all_reduce(counts)
-        return counts[0], counts[1]
+    def rectified(self, term: Distiller, logits: Tensor, target: Tensor) -> Tensor | None:
+        """The teacher's logits as a method gets them, or ``None`` if the strategy corrects nothing for it.
+
+        Args:
+            term: a single method.
+            logits: (B, C) of the teacher.
+            target: (B,) labels.
+        """
+        if term.reads != "logits" or self.mode not in CORRECTIONS:
+            return None
+        return rectify_logits(logits, target, self.mode, term.temperature, self.space)
 
     def logged(self, loss: BiasLoss) -> dict[str, Tensor]:
         """The scalars that a training step logs."""
@@ -176,6 +179,24 @@ class BiasStrategy(nn.Module):
             "bias/wrong_rate": loss.wrong_rate,
             "bias/gamma": self.gamma,
         }
+
+    def _losses(
+        self, term: Distiller, keep: Tensor | None, student: Outputs, teacher: Outputs, target: Tensor, ranks: int
+    ) -> Tensor:
+        """Losses (B,) of one method."""
+        corrected = self.rectified(term, teacher.logits, target)
+        if corrected is not None:
+            teacher = with_logits(teacher, corrected)
+        if ranks > 1:
+            return losses_on_joined_batch(term, student, teacher, target, keep)
+        return term(student, teacher, target, keep)
+
+    def _count(self, right: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
+        """Right and wrong samples of the global batch."""
+        counts = torch.stack([right.sum(), (~right).sum()])
+        if ranks > 1:
+            dist.all_reduce(counts)
+        return counts[0], counts[1]
 
     def extra_repr(self) -> str:
         return (

@@ -10,8 +10,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_biaskd.bias.rectify import rectify_logits
-from lightning_biaskd.bias.strategy import BiasStrategy
 from lightning_biaskd.callbacks.history import EpochPicture
 from lightning_biaskd.metrics import (
     Agreement,
@@ -118,12 +116,9 @@ class BiasMonitor(EpochPicture):
 
     @torch.no_grad()
     def _count_rectified(self, module: DistillationModule, teacher: Tensor, target: Tensor) -> None:
-        bias = module.bias
-        if not isinstance(bias, BiasStrategy) or bias.mode == "none" or bias.mode == "drop":
-            return
         for term, _ in module.distiller.terms():
-            if term.rectifiable:
-                rectified = rectify_logits(teacher, target, bias.mode, term.temperature, bias.space)
+            rectified = module.bias.rectified(term, teacher, target)
+            if rectified is not None:
                 self._meters.update("train/not_on_top", NotOnTop, teacher, rectified, target)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -124,9 +124,9 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
             return batch
         trainer = self.trainer
         if trainer is not None and trainer.training:
-            batch = self.training_views(batch, random_bits(self.drawing_seed, trainer.current_epoch, batch.sample))
+            batch = self.training_views(batch, random_bits(self.drawing_seed, trainer.current_epoch, batch.index))
         elif trainer is not None and trainer.validating and self.view_count is not None:
-            batch = batch._replace(view=torch.full_like(batch.sample, self.view_count))  # the image as it is
+            batch = batch._replace(view=torch.full_like(batch.index, self.view_count))  # the image as it is
         batch = batch._replace(image=self.normalized(batch.image))
         if self.mix is None or trainer is None or not trainer.training:
             return batch

@@ -19,14 +19,14 @@ class Batch(NamedTuple):
     Attributes:
         image: (B, D, H, W), uint8 off the loader, normalised float once on the device.
         target: (B,) int64 labels; (B, C) shares once they are mixed.
-        sample: (B,) int64, its number in the data set, for augmentation and for methods with a memory.
+        index: (B,) int64, its index in the data set, for augmentation and for methods with a memory.
         view: (B,) int64, which of its countable views each image shows, for a cache of the teacher's answers; the
             number after the last is the image as it is. ``None`` where views can't be counted.
     """
 
     image: Tensor
     target: Tensor
-    sample: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     view: Tensor | None = None
 
 

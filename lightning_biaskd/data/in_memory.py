@@ -125,11 +125,11 @@ class InMemoryDataModule(ImageDataModule):
             return weak
         bits = further_bits(bits)
         strong = strong_view(self.augmented(batch.image, bits), bits)
-        return Batch(torch.cat([weak.image, strong]), weak.target.repeat(2), weak.sample.repeat(2))
+        return Batch(torch.cat([weak.image, strong]), weak.target.repeat(2), weak.index.repeat(2))
 
     def _weak_views(self, batch: Batch, bits: Tensor) -> Batch:
         if not self.augment:
-            return batch._replace(view=torch.zeros_like(batch.sample))
+            return batch._replace(view=torch.zeros_like(batch.index))
         if self.fixed_views is not None:
             return self.numbered_views(batch, bits % self.fixed_views)
         view = None if self.view_count is None else view_number(bits, self.padding, self.flip)
@@ -140,7 +140,7 @@ class InMemoryDataModule(ImageDataModule):
         if not self.augment:
             return batch._replace(view=view)
         drawn = self.fixed_views is not None
-        bits = random_bits(self.seed, view, batch.sample) if drawn else view_bits(view, self.flip)
+        bits = random_bits(self.seed, view, batch.index) if drawn else view_bits(view, self.flip)
         return batch._replace(image=self.augmented(batch.image, bits), view=view)
 
     def numbered_images(self, sample: Tensor, view: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class InMemoryDataModule(ImageDataModule):
         """
         assert self.view_count is not None
         batch = cast("TensorImages", self.train_set).pick(sample.cpu())
-        batch = batch._replace(image=batch.image.to(view.device), sample=sample.to(view.device))
+        batch = batch._replace(image=batch.image.to(view.device), index=sample.to(view.device))
         image = self.numbered_views(batch, view.clamp_max(self.view_count - 1)).image
         plain = (view == self.view_count).view(-1, 1, 1, 1)
         return self.normalized(torch.where(plain, batch.image, image))

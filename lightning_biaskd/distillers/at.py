@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller, Layer, same_size, unit
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
@@ -54,7 +55,7 @@ class AT(FeatureDistiller):
         power: p, at least 1.
 
     Raises:
-        ValueError: the power is below 1.
+        UserError: the power is below 1.
         UserError: in use, features that are no maps.
     """
 
@@ -65,7 +66,7 @@ class AT(FeatureDistiller):
         power: float = 2.0,
     ) -> None:
         if power < 1:
-            raise ValueError(f"power must be at least 1, got {power}")
+            raise UserError(f"power must be at least 1, got {power}")
         super().__init__(layers, teacher_layers)
         self.power = power
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_biaskd.distiller import Needs
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, check_average, unit
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
@@ -80,7 +81,7 @@ class CATKD(FeatureDistiller):
         UserError: a classifier that is no ``nn.Linear``, or reads something else than the average.
     """
 
-    embedding = True
+    needs = Needs(embedding=True)
 
     def __init__(
         self,
@@ -95,8 +96,8 @@ class CATKD(FeatureDistiller):
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes nothing, and refuses a map whose average the classifier doesn't read."""
-        check_average("CATKD", student, *self.layers)
-        check_average("CATKD", teacher, *self.teacher_layers)
+        check_average("CATKD", student, *self.needs.layers)
+        check_average("CATKD", teacher, *self.needs.teacher_layers)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""

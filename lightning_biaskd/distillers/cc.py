@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_biaskd.distiller import Needs
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller, embeddings
-from lightning_biaskd.features.connectors import Connector, learned, module_list
+from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
@@ -63,16 +65,15 @@ class CC(FeatureDistiller):
         dim: size of the embeddings that are compared.
 
     Raises:
-        ValueError: it is not positive.
+        UserError: it is not positive.
         UserError: in use, before ``build``.
     """
 
-    embedding = True
-    pairwise = True
+    needs = Needs(embedding=True, pairwise=True)
 
     def __init__(self, dim: int = 128) -> None:
         if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+            raise UserError(f"dim must be at least 1, got {dim}")
         super().__init__()
         self.dim = dim
         self.connectors = nn.ModuleList()
@@ -80,13 +81,12 @@ class CC(FeatureDistiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the linear maps, the student's and the teacher's."""
         pair = embeddings(student, teacher)
-        self.connectors = module_list([Connector(nn.Linear(x.shape[1], self.dim)) for x in pair], pair[0])
+        self.connectors = to_device_of([Connector(nn.Linear(x.shape[1], self.dim)) for x in pair], pair[0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        s, t = (
-            connector(x) for connector, x in zip(learned(self.connectors), embeddings(student, teacher), strict=True)
-        )
+        maps = require_built(self.connectors)
+        s, t = (connector(x) for connector, x in zip(maps, embeddings(student, teacher), strict=True))
         return cc_loss(s, t, keep)
 
     def extra_repr(self) -> str:

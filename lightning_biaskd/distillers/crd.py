@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lightning_biaskd.distiller import Needs
 from lightning_biaskd.distributed.gather import gather
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.features.base import FeatureDistiller, embeddings, product, unit
-from lightning_biaskd.features.connectors import Connector, learned, module_list
+from lightning_biaskd.features.base import FeatureDistiller, embeddings, full_matmul, unit
+from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.randomness.bits import GOLDEN, hashed, mix
 
@@ -102,13 +103,12 @@ class CRD(FeatureDistiller):
         momentum: μ.
 
     Raises:
-        ValueError: no negatives, a temperature that is not positive, or a momentum outside [0, 1).
+        UserError: no negatives, a temperature that is not positive, or a momentum outside [0, 1).
         UserError: in use, before ``build``, without embeddings or without the images' numbers; in ``build``, without
             the number of images.
     """
 
-    embedding = True
-    remembers = True
+    needs = Needs(embedding=True, index=True)
     student_memory: Tensor
     teacher_memory: Tensor
     labels: Tensor
@@ -120,7 +120,7 @@ class CRD(FeatureDistiller):
     ) -> None:
         super().__init__()
         if negatives < 1 or temperature <= 0 or not 0 <= momentum < 1:
-            raise ValueError(
+            raise UserError(
                 "negatives must be at least 1, temperature positive and momentum in [0, 1), got "
                 f"{negatives}, {temperature} and {momentum}"
             )
@@ -139,7 +139,7 @@ class CRD(FeatureDistiller):
             )
         own, others = embeddings(student, teacher)
         maps: list[nn.Module] = [Connector(nn.Linear(e.shape[1], self.dim)) for e in (own, others)]
-        self.connectors = module_list(maps, own)
+        self.connectors = to_device_of(maps, own)
         bound = math.sqrt(3 / self.dim)
         for name in ("student_memory", "teacher_memory"):
             memory = own.new_empty(num_samples, self.dim).uniform_(-bound, bound)
@@ -151,22 +151,22 @@ class CRD(FeatureDistiller):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        maps = learned(self.connectors)
-        if student.sample is None:
-            raise UserError("CRD reads the images' numbers: hand over with_index(student, sample)")
+        maps = require_built(self.connectors)
+        if student.index is None:
+            raise UserError("CRD reads the images' numbers: hand over with_index(student, index)")
         anchors = [unit(embed(e)) for embed, e in zip(maps, embeddings(student, teacher), strict=True)]
-        negatives = draw_negatives(self.labels, target, self.step + student.sample * GOLDEN, self.negatives)
-        drawn = torch.cat([student.sample.unsqueeze(1), negatives], dim=1)
+        negatives = draw_negatives(self.labels, target, self.step + student.index * GOLDEN, self.negatives)
+        drawn = torch.cat([student.index.unsqueeze(1), negatives], dim=1)
         # copies, as the memories change before the backward pass
         memories = [at_least_float32(m.detach().clone()) for m in (self.teacher_memory, self.student_memory)]
         scores = [
-            (product(v, m.to(v.dtype).T).gather(1, drawn) / self.contrast_temperature).exp()
+            (full_matmul(v, m.to(v.dtype).T).gather(1, drawn) / self.contrast_temperature).exp()
             for v, m in zip(anchors, memories, strict=True)
         ]
         kept = torch.ones_like(target, dtype=torch.bool) if keep is None else keep
         with torch.no_grad():
             batch = torch.cat([*anchors, *(s.mean(1, keepdim=True) for s in scores)], dim=1)
-            facts = torch.stack([student.sample, target, kept.long()], dim=1)
+            facts = torch.stack([student.index, target, kept.long()], dim=1)
             if self.training:
                 batch, facts = gather(batch), gather(facts)
             normalizers = self._normalizers(batch[:, -2:], facts[:, 2:])

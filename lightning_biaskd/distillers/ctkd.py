@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.logits import kl_divergence
 from lightning_biaskd.networks.outputs import Outputs
 
@@ -80,7 +81,7 @@ class CTKD(Distiller):
         strength: buffer, λ.
 
     Raises:
-        ValueError: ``start`` or ``loops`` is not positive, or ``span`` is negative.
+        UserError: ``start`` or ``loops`` is not positive, or ``span`` is negative.
 
     Example:
         >>> distiller = CTKD()
@@ -96,7 +97,7 @@ class CTKD(Distiller):
     def __init__(self, start: float = 1.0, span: float = 20.0, loops: int = 10) -> None:
         super().__init__(start)
         if span < 0 or loops < 1:
-            raise ValueError(f"span must not be negative and loops be at least 1, got {span} and {loops}")
+            raise UserError(f"span must not be negative and loops be at least 1, got {span} and {loops}")
         self.start = start
         self.span = span
         self.loops = loops

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.distiller import Distiller, Needs
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-8
@@ -94,7 +94,7 @@ class DIST(Distiller):
         temperature: τ.
     """
 
-    pairwise = True
+    needs = Needs(pairwise=True)
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0) -> None:
         super().__init__(temperature)

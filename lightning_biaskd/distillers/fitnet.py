@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, same_size
-from lightning_biaskd.features.connectors import learned, module_list, regressor
+from lightning_biaskd.features.connectors import regressor, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
@@ -61,12 +61,12 @@ class FitNet(FeatureDistiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the regressors."""
         pairs = list(self.pairs(student, teacher))
-        self.connectors = module_list([regressor(as_map(s), as_map(t)) for s, t in pairs], pairs[0][0])
+        self.connectors = to_device_of([regressor(as_map(s), as_map(t)) for s, t in pairs], pairs[0][0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
         losses = [
             hint_loss(*same_size(connector(as_map(s)), t))
-            for connector, (s, t) in zip(learned(self.connectors), self.pairs(student, teacher), strict=True)
+            for connector, (s, t) in zip(require_built(self.connectors), self.pairs(student, teacher), strict=True)
         ]
         return torch.stack(losses).sum(0)

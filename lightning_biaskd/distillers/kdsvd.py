@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.features.base import FeatureDistiller, Layer, product, same_size, unit
+from lightning_biaskd.features.base import FeatureDistiller, Layer, full_matmul, same_size, unit
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 Vectors = Literal["columns", "channels"]
@@ -32,7 +32,7 @@ def _spectrum(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 def _teacher_vectors(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Right singular vectors (B, N, K) whose entries add up to more than 0, and singular values (B, 1, K)."""
-    values, vectors = _spectrum(product(x.mT, x))
+    values, vectors = _spectrum(full_matmul(x.mT, x))
     vectors = vectors[..., :k]
     sign = torch.where(vectors.sum(1, keepdim=True) < 0, -1, 1)
     return vectors * sign, unit(values[:, None, :k].clamp_min(0).sqrt(), dim=2)
@@ -43,15 +43,15 @@ def _student_vectors(x: Tensor, teacher: Tensor, k: int) -> Tensor:
 
     Their gradient is that of perturbation theory, without the terms of singular values that can't be told apart.
     """
-    gram = product(x.mT, x)
+    gram = full_matmul(x.mT, x)
     values, vectors = _spectrum(gram)
-    cosine = product(vectors[..., : k + _MORE].mT, teacher)
+    cosine = full_matmul(vectors[..., : k + _MORE].mT, teacher)
     best = cosine.abs().argmax(1, keepdim=True)
     chosen = vectors.gather(2, best.expand(-1, vectors.shape[1], -1))
     gaps = values.gather(1, best.squeeze(1)).unsqueeze(1) - values.unsqueeze(2)
     apart = gaps.abs() > torch.finfo(x.dtype).eps * x.shape[2] * values[:, None, :1]
-    change = product(vectors.mT, product(gram - gram.detach(), chosen)) / gaps.where(apart, torch.inf)
-    return (chosen + product(vectors, change)) * cosine.gather(1, best).sign()
+    change = full_matmul(vectors.mT, full_matmul(gram - gram.detach(), chosen)) / gaps.where(apart, torch.inf)
+    return (chosen + full_matmul(vectors, change)) * cosine.gather(1, best).sign()
 
 
 def _relation(vectors: Tensor, before: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class KDSVD(FeatureDistiller):
         vectors: what they run over, ``"columns"`` or ``"channels"``.
 
     Raises:
-        ValueError: fewer than two layers, no vector, or another word.
+        UserError: fewer than two layers, no vector, or another word.
         UserError: in use, features that are no maps, or vectors over channels that differ in number.
     """
 
@@ -150,12 +150,12 @@ class KDSVD(FeatureDistiller):
         vectors: Vectors = "columns",
     ) -> None:
         super().__init__(layers, teacher_layers)
-        if len(self.layers) < 2:
-            raise ValueError(f"KDSVD compares layers with each other: name two at least, not {self.layers}")
+        if len(self.needs.layers) < 2:
+            raise UserError(f"KDSVD compares layers with each other: name two at least, not {self.needs.layers}")
         if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+            raise UserError(f"k must be at least 1, got {k}")
         if vectors not in get_args(Vectors):
-            raise ValueError(f"unknown vectors {vectors!r}: choose {', '.join(get_args(Vectors))}")
+            raise UserError(f"unknown vectors {vectors!r}: choose {', '.join(get_args(Vectors))}")
         self.k = k
         self.vectors: Vectors = vectors
 

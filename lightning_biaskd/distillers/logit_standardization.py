@@ -4,6 +4,7 @@ from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller, Wrapper
 from lightning_biaskd.distillers.kd import KD
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_logits
 
 
@@ -46,7 +47,7 @@ class LogitStandardization(Wrapper):
         weight: :math:`w`.
 
     Raises:
-        ValueError: the inner method is a sum.
+        UserError: the inner method is a sum.
 
     Example:
         >>> import torch
@@ -58,10 +59,9 @@ class LogitStandardization(Wrapper):
     def __init__(self, distiller: Distiller | None = None, weight: float = 9.0) -> None:
         inner = KD(2.0) if distiller is None else distiller
         if next(inner.terms())[0] is not inner:
-            raise ValueError("LogitStandardization wraps one method: in a sum, wrap each part")
+            raise UserError("LogitStandardization wraps one method: in a sum, wrap each part")
         super().__init__(inner)
         self.weight = weight
-        self.rectifiable = inner.rectifiable
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.distiller import Distiller, Needs
 from lightning_biaskd.distillers.kd import kd_loss
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
@@ -101,11 +101,9 @@ class MLKD(Distiller):
             are taken within each.
 
     Raises:
-        ValueError: no temperature, or one that is not positive; no view; a list of weights that is not one per view.
+        UserError: no temperature, or one that is not positive; no view; a list of weights that is not one per view.
         UserError: in training, a batch that can't be divided into as many views.
     """
-
-    pairwise = True
 
     def __init__(
         self,
@@ -116,26 +114,26 @@ class MLKD(Distiller):
         views: int = 1,
     ) -> None:
         if not temperatures or min(temperatures) <= 0:
-            raise ValueError(f"temperatures must be positive, at least one, got {temperatures}")
+            raise UserError(f"temperatures must be positive, at least one, got {temperatures}")
         if views < 1:
-            raise ValueError(f"views must be at least 1, got {views}")
+            raise UserError(f"views must be at least 1, got {views}")
         super().__init__(sum(temperatures) / len(temperatures))
         self.temperatures = tuple(temperatures)
-        self.views = views
+        self.needs = Needs(pairwise=True, views=views)
         self.instance_weight = self._per_view("instance_weight", instance_weight)
         self.batch_weight = self._per_view("batch_weight", batch_weight)
         self.class_weight = self._per_view("class_weight", class_weight)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        size, rest = divmod(len(student.logits), self.views)
+        size, rest = divmod(len(student.logits), self.needs.views)
         if rest:
             raise UserError(
-                f"a batch of {len(student.logits)} does not divide into {self.views} views: set data.strong_view to "
-                "true, or views of MLKD to 1"
+                f"a batch of {len(student.logits)} does not divide into {self.needs.views} views: set "
+                "data.strong_view to true, or views of MLKD to 1"
             )
         losses = []
-        for view in range(self.views):
+        for view in range(self.needs.views):
             part = slice(view * size, (view + 1) * size)
             losses.append(
                 mlkd_loss(
@@ -151,13 +149,13 @@ class MLKD(Distiller):
         return torch.cat(losses)
 
     def _per_view(self, name: str, weight: float | Sequence[float]) -> tuple[float, ...]:
-        weights = tuple(weight) if isinstance(weight, Sequence) else (weight,) * self.views
-        if len(weights) != self.views:
-            raise ValueError(f"{name} must be a number or one for each of {self.views} views, got {weight}")
+        weights = tuple(weight) if isinstance(weight, Sequence) else (weight,) * self.needs.views
+        if len(weights) != self.needs.views:
+            raise UserError(f"{name} must be a number or one for each of {self.needs.views} views, got {weight}")
         return weights
 
     def extra_repr(self) -> str:
         return (
             f"temperatures={self.temperatures}, instance_weight={self.instance_weight}, "
-            f"batch_weight={self.batch_weight}, class_weight={self.class_weight}, views={self.views}"
+            f"batch_weight={self.batch_weight}, class_weight={self.class_weight}, views={self.needs.views}"
         )

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_biaskd.features.base import FeatureDistiller, Layer, product, same_size, unit
+from lightning_biaskd.features.base import FeatureDistiller, Layer, full_matmul, same_size, unit
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def _mean_kernel(a: Tensor, b: Tensor) -> Tensor:
     """The mean squared product of each of the rows (B, M, P) with each of (B, N, P), by the smaller matrices."""
     if a.shape[2] < min(a.shape[1], b.shape[1]):
-        return (product(a.mT, a) * product(b.mT, b)).sum((1, 2)) / (a.shape[1] * b.shape[1])
-    return product(a, b.mT).square().mean((1, 2))
+        return (full_matmul(a.mT, a) * full_matmul(b.mT, b)).sum((1, 2)) / (a.shape[1] * b.shape[1])
+    return full_matmul(a, b.mT).square().mean((1, 2))
 
 
 def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map
-from lightning_biaskd.features.connectors import Connector, learned, module_list
+from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
@@ -87,11 +87,11 @@ class OFD(FeatureDistiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the connectors and measures the margins."""
         pairs = [(as_map(s), as_map(t)) for s, t in self.pairs(student, teacher)]
-        self.connectors = module_list([_Stage(s, t) for s, t in pairs], pairs[0][0])
+        self.connectors = to_device_of([_Stage(s, t) for s, t in pairs], pairs[0][0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        stages = learned(self.connectors)
+        stages = require_built(self.connectors)
         pairs = self.pairs(student, teacher)
         losses = [stage(as_map(s), as_map(t)) for stage, (s, t) in zip(stages, pairs, strict=True)]
         return torch.stack([loss / 2 ** (len(losses) - n) for n, loss in enumerate(losses, start=1)]).sum(0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_biaskd.features.base import FeatureDistiller, embeddings, pairs_kept, product, unit
+from lightning_biaskd.distiller import Needs
+from lightning_biaskd.features.base import FeatureDistiller, embeddings, full_matmul, pairs_kept, unit
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-7
@@ -35,7 +36,7 @@ def pkt_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Te
 
     def conditional(x: Tensor) -> Tensor:
         rows = unit(at_least_float32(x))
-        affinity = torch.where(pairs, (product(rows, rows.T) + 1) / 2, 0)
+        affinity = torch.where(pairs, (full_matmul(rows, rows.T) + 1) / 2, 0)
         total = affinity.sum(1, keepdim=True)
         return affinity / total.where(total > 0, 1)
 
@@ -60,8 +61,7 @@ class PKT(FeatureDistiller):
     up for a mean over B² where a divergence has a sum over B, and for distributions that are nearly flat.
     """
 
-    embedding = True
-    pairwise = True
+    needs = Needs(embedding=True, pairwise=True)
 
     def __init__(self) -> None:
         super().__init__()

@@ -53,8 +53,7 @@ class RC(Distiller):
         temperature: τ; 4 in that code.
     """
 
-    rectifiable = False
-    reads_teacher = False
+    reads = "nothing"
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__(temperature)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_biaskd.distiller import Needs
 from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, embeddings, layer_names
-from lightning_biaskd.features.connectors import Connector, learned, module_list
+from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _SIDES = (4, 2, 1)
@@ -78,7 +79,7 @@ class ReviewKD(FeatureDistiller):
         UserError: in use, before ``build``, or on features that are no maps.
     """
 
-    embedding = True
+    needs = Needs(embedding=True)
 
     def __init__(
         self,
@@ -100,12 +101,12 @@ class ReviewKD(FeatureDistiller):
         fusions: list[nn.Module] = [
             _Fusion(s.shape[1], middle, t.shape[1], fuse=depth > 0) for depth, (s, t) in enumerate(levels)
         ]
-        self.connectors = module_list(fusions, levels[0][0])
+        self.connectors = to_device_of(fusions, levels[0][0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
         losses, fused = [], None
-        for fusion, (s, t) in zip(learned(self.connectors), self._levels(student, teacher), strict=True):
+        for fusion, (s, t) in zip(require_built(self.connectors), self._levels(student, teacher), strict=True):
             answer, fused = fusion(s, fused, t.shape[2:])
             losses.append(review_kd_loss(answer, t))
         return torch.stack(losses).sum(0)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_biaskd.features.base import FeatureDistiller, embeddings, pairs_kept, product, unit
+from lightning_biaskd.distiller import Needs
+from lightning_biaskd.features.base import FeatureDistiller, embeddings, full_matmul, pairs_kept, unit
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
@@ -15,7 +16,7 @@ def _relations(x: Tensor, pairs: Tensor, count: Tensor) -> tuple[Tensor, Tensor]
     gaps = torch.where(pairs.unsqueeze(2), x.unsqueeze(0) - x.unsqueeze(1), 0)
     distances, directions = gaps.norm(dim=2), unit(gaps, dim=2)
     mean = distances.sum() / (count * (count - 1)).clamp_min(1)
-    return distances / mean.where(mean > 0, torch.inf), product(directions, directions.mT)
+    return distances / mean.where(mean > 0, torch.inf), full_matmul(directions, directions.mT)
 
 
 def rkd_loss(
@@ -77,8 +78,7 @@ class RKD(FeatureDistiller):
         angle_weight: :math:`w_a`.
     """
 
-    embedding = True
-    pairwise = True
+    needs = Needs(embedding=True, pairwise=True)
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
         super().__init__()

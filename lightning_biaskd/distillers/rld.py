@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.logits import kl_divergence, split_label
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
@@ -83,7 +84,7 @@ class RLD(Distiller):
         warmup_epochs: epochs of the linear warm-up.
 
     Raises:
-        ValueError: a temperature is not positive.
+        UserError: a temperature is not positive.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class RLD(Distiller):
     ) -> None:
         super().__init__(temperature, warmup_epochs)
         if confidence_temperature <= 0:
-            raise ValueError(f"confidence_temperature must be positive, got {confidence_temperature}")
+            raise UserError(f"confidence_temperature must be positive, got {confidence_temperature}")
         self.alpha = alpha
         self.beta = beta
         self.confidence_temperature = confidence_temperature

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.bias.partition import partition
-from lightning_biaskd.distiller import Distiller, Wrapper
+from lightning_biaskd.distiller import Distiller, Needs, Wrapper
 from lightning_biaskd.distillers.dkd import DKD
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import Layer, check_average, layer_names
@@ -70,7 +70,7 @@ class SDD(Wrapper):
         complementary_weight: w of complementary cells.
 
     Raises:
-        ValueError: the inner method reads features, or the scales don't begin with 1.
+        UserError: the inner method reads features, or the scales don't begin with 1.
         UserError: in use, no map of four dimensions, no classifier, or one that reads something else than its average.
 
     Example:
@@ -84,7 +84,7 @@ class SDD(Wrapper):
         tensor([0.1992])
     """
 
-    rectifiable = False
+    reads = "features"
 
     def __init__(
         self,
@@ -95,28 +95,28 @@ class SDD(Wrapper):
         complementary_weight: float = 2.0,
     ) -> None:
         inner = DKD() if distiller is None else distiller
-        if inner.layers or inner.embedding:
-            raise ValueError("SDD wraps a method that reads logits alone")
+        if inner.needs.layers or inner.needs.embedding:
+            raise UserError("SDD wraps a method that reads logits alone")
         if not scales or scales[0] != 1 or min(scales) < 1:
-            raise ValueError(f"scales must begin with 1, the whole image, got {scales}")
+            raise UserError(f"scales must begin with 1, the whole image, got {scales}")
         super().__init__(inner)
-        self.embedding = True
-        self.layers = layer_names(layer)
-        self.teacher_layers = self.layers if teacher_layer is None else layer_names(teacher_layer)
+        own = layer_names(layer)
+        others = own if teacher_layer is None else layer_names(teacher_layer)
+        self.needs = self.needs | Needs(own, others, embedding=True)
         self.scales = tuple(scales)
         self.complementary_weight = complementary_weight
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes nothing, and refuses a map whose average the classifier doesn't read."""
         super().build(student, teacher, num_samples)
-        for outputs, (layer,) in ((student, self.layers), (teacher, self.teacher_layers)):
+        for outputs, (layer,) in ((student, self.needs.layers), (teacher, self.needs.teacher_layers)):
             self._cells(outputs, layer)
             check_average("SDD", outputs, layer)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        student_cells = self._cells(student, self.layers[0])
-        teacher_cells = self._cells(teacher, self.teacher_layers[0])
+        student_cells = self._cells(student, self.needs.layers[0])
+        teacher_cells = self._cells(teacher, self.needs.teacher_layers[0])
         shape = teacher_cells.shape[:2]
         y = target.unsqueeze(1).expand(shape)
         kept = None if keep is None else keep.unsqueeze(1).expand(shape).flatten()
@@ -134,6 +134,6 @@ class SDD(Wrapper):
 
     def extra_repr(self) -> str:
         return (
-            f"layers={self.layers}, teacher_layers={self.teacher_layers}, scales={self.scales}, "
+            f"layers={self.needs.layers}, teacher_layers={self.needs.teacher_layers}, scales={self.scales}, "
             f"complementary_weight={self.complementary_weight}"
         )

@@ -7,9 +7,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from lightning_biaskd.distiller import Needs
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller, Layer, check_average, feature_of, same_size
-from lightning_biaskd.features.connectors import Connector, learned, module_list
+from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.networks.tap import FeatureTap, untapped
 
@@ -66,42 +67,42 @@ class SimKD(FeatureDistiller):
         factor: how much narrower than the teacher's map the projector is inside.
 
     Raises:
-        ValueError: a factor below 1.
+        UserError: a factor below 1.
         UserError: in use, before ``build``; a feature that is no map, or whose average the classifier doesn't read; a
             classifier that is no module.
     """
 
-    embedding = True
+    needs = Needs(embedding=True)
 
     def __init__(self, layer: Layer = -1, teacher_layer: Layer | None = None, factor: int = 2) -> None:
         super().__init__(layer, teacher_layer)
         if factor < 1:
-            raise ValueError(f"factor must be at least 1, got {factor}")
+            raise UserError(f"factor must be at least 1, got {factor}")
         self.factor = factor
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the projector, copies the teacher's classifier and freezes the student's."""
         ((s, t),) = self.pairs(student, teacher)
-        for outputs, feature, (layer,) in ((student, s, self.layers), (teacher, t, self.teacher_layers)):
+        for outputs, feature, (layer,) in ((student, s, self.needs.layers), (teacher, t, self.needs.teacher_layers)):
             if feature.ndim != 4:
                 raise UserError(f"SimKD needs a map (B, D, H, W), and layer {layer!r} gives {tuple(feature.shape)}")
             check_average("SimKD", outputs, layer)
         _module(student).requires_grad_(False)
         classifier = untapped(_module(teacher)).requires_grad_(False).train()
-        self.connectors = module_list([_projector(s, t, self.factor), Connector(classifier)], s)
+        self.connectors = to_device_of([_projector(s, t, self.factor), Connector(classifier)], s)
 
-    def answer(self, student: Outputs) -> Outputs:
+    def outputs_of(self, student: Outputs) -> Outputs:
         """See :class:`Distiller`; the logits are those of the teacher's classifier on the projected map."""
         projected = self._projected(student)
-        logits = learned(self.connectors)[1](projected.mean((2, 3)))
+        logits = require_built(self.connectors)[1](projected.mean((2, 3)))
         features = {**student.features, _PROJECTED: projected}
-        return Outputs(logits, features, student.embedding, student.head, student.sample)
+        return Outputs(logits, features, student.embedding, student.head, student.index)
 
     def deployed(self, student: FeatureTap) -> nn.Module:
         """See :class:`Distiller`; the projector follows the last map, and the teacher's classifier stands."""
-        projector, classifier = copy.deepcopy(learned(self.connectors))
-        return student.grafted(self.layers[0], projector, classifier)
+        projector, classifier = copy.deepcopy(require_built(self.connectors))
+        return student.grafted(self.needs.layers[0], projector, classifier)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
@@ -110,7 +111,7 @@ class SimKD(FeatureDistiller):
         return simkd_loss(self._projected(student) if projected is None else projected, t)
 
     def _projected(self, student: Outputs) -> Tensor:
-        projected: Tensor = learned(self.connectors)[0](feature_of(student, self.layers[0], "student"))
+        projected: Tensor = require_built(self.connectors)[0](feature_of(student, self.needs.layers[0], "student"))
         return projected
 
     def extra_repr(self) -> str:

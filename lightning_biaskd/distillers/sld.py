@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_biaskd.bias.rectify import rectify_logits
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distillers.kd import kd_loss
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
@@ -83,7 +84,7 @@ class SLD(Distiller):
         pseudo: buffer, weight of the swapped student, 0 or 1.
 
     Raises:
-        ValueError: no temperature, or one that is not positive.
+        UserError: no temperature, or one that is not positive.
     """
 
     pseudo: Tensor
@@ -95,7 +96,7 @@ class SLD(Distiller):
         detach: bool = True,
     ) -> None:
         if not temperatures or min(temperatures) <= 0:
-            raise ValueError(f"temperatures must be positive, at least one, got {temperatures}")
+            raise UserError(f"temperatures must be positive, at least one, got {temperatures}")
         super().__init__(sum(temperatures) / len(temperatures))
         self.temperatures = tuple(temperatures)
         self.pseudo_epochs = pseudo_epochs

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_biaskd.features.base import FeatureDistiller, Layer, pairs_kept, product, unit
+from lightning_biaskd.distiller import Needs
+from lightning_biaskd.features.base import FeatureDistiller, Layer, full_matmul, pairs_kept, unit
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
@@ -35,7 +36,7 @@ def sp_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Ten
 
     def similarity(x: Tensor) -> Tensor:
         rows = at_least_float32(x).flatten(1)
-        return unit(torch.where(pairs, product(rows, rows.T), 0))
+        return unit(torch.where(pairs, full_matmul(rows, rows.T), 0))
 
     gaps = (similarity(teacher) - similarity(student)).square()
     return (gaps.sum(0) + gaps.sum(1)) / (2 * count.clamp_min(1))
@@ -61,7 +62,7 @@ class SP(FeatureDistiller):
         teacher_layers: of the teacher, in the same order; ``None`` for the same.
     """
 
-    pairwise = True
+    needs = Needs(pairwise=True)
 
     def __init__(
         self, layers: Layer | Sequence[Layer] = (-1,), teacher_layers: Layer | Sequence[Layer] | None = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_biaskd.distiller import Needs
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller, embeddings
-from lightning_biaskd.features.connectors import Connector, learned, module_list
+from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-4
@@ -63,28 +65,27 @@ class SRD(FeatureDistiller):
         exponent: p, of the differences.
 
     Raises:
-        ValueError: an exponent below 1.
+        UserError: an exponent below 1.
         UserError: in use, before ``build``, or without embeddings.
     """
 
-    embedding = True
-    pairwise = True
+    needs = Needs(embedding=True, pairwise=True)
 
     def __init__(self, exponent: float = 4.0) -> None:
         super().__init__()
         if exponent < 1:
-            raise ValueError(f"exponent must be at least 1, got {exponent}")
+            raise UserError(f"exponent must be at least 1, got {exponent}")
         self.exponent = exponent
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the projector."""
         s, t = embeddings(student, teacher)
-        self.connectors = module_list([Connector(nn.Linear(s.shape[1], t.shape[1], bias=False))], s)
+        self.connectors = to_device_of([Connector(nn.Linear(s.shape[1], t.shape[1], bias=False))], s)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        (projector,) = learned(self.connectors)
+        (projector,) = require_built(self.connectors)
         s, t = embeddings(student, teacher)
         return srd_loss(projector(s), t, self.exponent, keep)
 

@@ -64,8 +64,7 @@ class LabelSmoothing(Distiller):
         smoothing: ε, the mass that is spread over all classes.
     """
 
-    rectifiable = False
-    reads_teacher = False
+    reads = "nothing"
 
     def __init__(self, smoothing: float = 0.1) -> None:
         super().__init__()
@@ -101,8 +100,7 @@ class TeacherFree(Distiller):
         temperature: τ of the virtual teacher; 20 for ResNet-18, 10 to 40 for other networks there.
     """
 
-    rectifiable = False
-    reads_teacher = False
+    reads = "nothing"
 
     def __init__(self, correct: float = 0.99, temperature: float = 20.0) -> None:
         super().__init__(temperature)

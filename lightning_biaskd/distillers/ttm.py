@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.logits import kl_divergence
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
@@ -63,7 +64,7 @@ class TTM(Distiller):
 
     def __init__(self, exponent: float = 0.1) -> None:
         if exponent <= 0:
-            raise ValueError(f"exponent must be positive, got {exponent}")
+            raise UserError(f"exponent must be positive, got {exponent}")
         super().__init__(1 / exponent)
         self.exponent = exponent
 

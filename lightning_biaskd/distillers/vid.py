@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, same_size
-from lightning_biaskd.features.connectors import Connector, learned, module_list
+from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-5
@@ -76,7 +77,7 @@ class VID(FeatureDistiller):
         variance: σ² at first.
 
     Raises:
-        ValueError: a variance that is not above 1e-5.
+        UserError: a variance that is not above 1e-5.
         UserError: in use, before ``build``, or on features that are no maps.
     """
 
@@ -87,7 +88,7 @@ class VID(FeatureDistiller):
         variance: float = 5.0,
     ) -> None:
         if variance <= _EPS:
-            raise ValueError(f"variance must be above {_EPS}, got {variance}")
+            raise UserError(f"variance must be above {_EPS}, got {variance}")
         super().__init__(layers, teacher_layers)
         self.variance = variance
         self.connectors = nn.ModuleList()
@@ -95,13 +96,15 @@ class VID(FeatureDistiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the Gaussians."""
         pairs = [(as_map(s), as_map(t)) for s, t in self.pairs(student, teacher)]
-        self.connectors = module_list([_Gaussian(s.shape[1], t.shape[1], self.variance) for s, t in pairs], pairs[0][0])
+        self.connectors = to_device_of(
+            [_Gaussian(s.shape[1], t.shape[1], self.variance) for s, t in pairs], pairs[0][0]
+        )
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
         losses = [
             gaussian(s, t)
-            for gaussian, (s, t) in zip(learned(self.connectors), self.pairs(student, teacher), strict=True)
+            for gaussian, (s, t) in zip(require_built(self.connectors), self.pairs(student, teacher), strict=True)
         ]
         return torch.stack(losses).sum(0)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.distiller import Distiller, Reads
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
 
@@ -22,7 +26,7 @@ class WeightedSum(Distiller):
         parts: methods with their weights.
 
     Raises:
-        ValueError: no parts.
+        UserError: no parts.
 
     Example:
         >>> from lightning_biaskd.distillers import DIST, KD
@@ -34,17 +38,13 @@ class WeightedSum(Distiller):
     def __init__(self, parts: Sequence[tuple[Distiller, float]]) -> None:
         super().__init__()
         if not parts:
-            raise ValueError("WeightedSum needs at least one (distiller, weight)")
+            raise UserError("WeightedSum needs at least one (distiller, weight)")
         self.parts = nn.ModuleList(part for part, _ in parts)
         self.weights = tuple(weight for _, weight in parts)
-        terms = [part for part, _ in self.terms()]
-        self.layers = tuple(dict.fromkeys(name for part in terms for name in part.layers))
-        self.teacher_layers = tuple(dict.fromkeys(name for part in terms for name in part.teacher_layers))
-        self.embedding = any(part.embedding for part in terms)
-        self.rectifiable = any(part.rectifiable for part in terms)
-        self.remembers = any(part.remembers for part in terms)
+        self.needs = functools.reduce(operator.or_, (part.needs for part, _ in parts))
+        self.reads = min((part.reads for part, _ in parts), key=get_args(Reads).index)
 
-    def terms(self) -> Iterator[tuple[Distiller, float | Tensor]]:
+    def terms(self) -> Iterator[tuple[Distiller, float]]:
         """See :class:`Distiller`; a sum inside a sum is flattened."""
         for part, weight in zip(self.parts, self.weights, strict=True):
             for term, factor in part.terms():  # type: ignore[operator]  # ModuleList forgets the type
@@ -60,10 +60,10 @@ class WeightedSum(Distiller):
         for term, _ in self.terms():
             term.build(student, teacher, num_samples)
 
-    def answer(self, student: Outputs) -> Outputs:
+    def outputs_of(self, student: Outputs) -> Outputs:
         """See :class:`Distiller`; one part at most has a classifier to give."""
         for term, _ in self.terms():
-            student = term.answer(student)
+            student = term.outputs_of(student)
         return student
 
     def deployed(self, student: FeatureTap) -> nn.Module:

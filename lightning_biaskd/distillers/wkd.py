@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.networks.weights import read
 
@@ -127,7 +128,7 @@ def wkd_loss(
         (B,)
 
     Raises:
-        ValueError: ``distances`` are of another number of classes.
+        UserError: ``distances`` are of another number of classes.
 
     Example:
         With equal distances, two non-target classes and the transport alone: 0.4621 of the mass moves at cost 0.6321.
@@ -143,7 +144,7 @@ def wkd_loss(
     if distances is None:
         distances = 1 - torch.eye(classes, device=student.device)
     if distances.shape != (classes, classes):
-        raise ValueError(f"distances of shape {tuple(distances.shape)} don't fit {classes} classes")
+        raise UserError(f"distances of shape {tuple(distances.shape)} don't fit {classes} classes")
     cost = (1 - (-sharpness * distances.to(student.dtype)).exp()).relu() + _FLOOR
 
     y = target.unsqueeze(1)
@@ -198,7 +199,7 @@ class WKD(Distiller):
         decay: buffer, the factor on w; 1 until :meth:`Distiller.set_epoch` says otherwise.
 
     Raises:
-        ValueError: ``distances`` is not a finite square matrix, or ``epsilon`` or ``iterations`` too small.
+        UserError: ``distances`` is not a finite square matrix, or ``epsilon`` or ``iterations`` too small.
     """
 
     decay: Tensor
@@ -217,7 +218,7 @@ class WKD(Distiller):
     ) -> None:
         super().__init__(temperature)
         if epsilon < 0.0125 or iterations < 1:
-            raise ValueError(f"epsilon must be at least 0.0125 and iterations 1, got {epsilon} and {iterations}")
+            raise UserError(f"epsilon must be at least 0.0125 and iterations 1, got {epsilon} and {iterations}")
         matrix = None if distances is None else _matrix(distances)
         self.register_buffer("distances", matrix, persistent=False)
         self.register_buffer("decay", torch.tensor(1.0), persistent=False)
@@ -257,7 +258,7 @@ class WKD(Distiller):
 def _matrix(distances: str | Sequence[Sequence[float]] | Tensor) -> Tensor:
     matrix = _load(distances) if isinstance(distances, str) else torch.as_tensor(distances).detach().clone()
     if matrix.ndim != 2 or len(matrix) != len(matrix.T) or not matrix.isfinite().all():
-        raise ValueError(f"distances must be a finite (C, C) matrix, got {tuple(matrix.shape)}")
+        raise UserError(f"distances must be a finite (C, C) matrix, got {tuple(matrix.shape)}")
     return matrix
 
 
@@ -265,5 +266,5 @@ def _load(path: str) -> Tensor:
     content = read(Path(path))
     tensors = list(content.values()) if isinstance(content, Mapping) else [content]
     if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
-        raise ValueError(f"{path} must hold one tensor and nothing else")
+        raise UserError(f"{path} must hold one tensor and nothing else")
     return tensors[0]

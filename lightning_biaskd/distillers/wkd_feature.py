@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.distillers.wkd import cosine_decay
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map
-from lightning_biaskd.features.connectors import learned, module_list, regressor
+from lightning_biaskd.features.connectors import regressor, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-5
@@ -103,7 +104,7 @@ class WKDFeature(FeatureDistiller):
         decay: buffer, the factor on the loss; 1 until :meth:`Distiller.set_epoch` says otherwise.
 
     Raises:
-        ValueError: a grid without cells.
+        UserError: a grid without cells.
         UserError: in use, before ``build``, or on features that are no maps.
     """
 
@@ -120,7 +121,7 @@ class WKDFeature(FeatureDistiller):
     ) -> None:
         super().__init__(layer, teacher_layer)
         if grid < 1:
-            raise ValueError(f"grid must be at least 1, got {grid}")
+            raise UserError(f"grid must be at least 1, got {grid}")
         self.mean_weight = mean_weight
         self.grid = grid
         self.decay_start = decay_start
@@ -131,11 +132,11 @@ class WKDFeature(FeatureDistiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """See :class:`Distiller`; makes the regressor."""
         ((s, t),) = self.pairs(student, teacher)
-        self.connectors = module_list([regressor(as_map(s), as_map(t))], s)
+        self.connectors = to_device_of([regressor(as_map(s), as_map(t))], s)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """See :class:`Distiller`."""
-        (connector,) = learned(self.connectors)
+        (connector,) = require_built(self.connectors)
         ((s, t),) = self.pairs(student, teacher)
         return self.decay * wkd_feature_loss(connector(as_map(s)), as_map(t), self.mean_weight, self.grid)
 

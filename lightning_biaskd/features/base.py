@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -42,10 +43,11 @@ class FeatureDistiller(Distiller):
         warmup_epochs: see :class:`Distiller`.
 
     Raises:
-        ValueError: another number of teacher layers than of student layers.
+        UserError: another number of teacher layers than of student layers.
     """
 
-    rectifiable = False
+    reads = "features"
+    least_classes = 1
 
     def __init__(
         self,
@@ -55,10 +57,11 @@ class FeatureDistiller(Distiller):
         warmup_epochs: int = 0,
     ) -> None:
         super().__init__(warmup_epochs=warmup_epochs)
-        self.layers = layer_names(layers, preactivation)
-        self.teacher_layers = self.layers if teacher_layers is None else layer_names(teacher_layers, preactivation)
-        if len(self.layers) != len(self.teacher_layers):
-            raise ValueError(f"{len(self.layers)} layers of the student need as many of the teacher's: name them both")
+        own = layer_names(layers, preactivation)
+        others = own if teacher_layers is None else layer_names(teacher_layers, preactivation)
+        if len(own) != len(others):
+            raise UserError(f"{len(own)} layers of the student need as many of the teacher's: name them both")
+        self.needs = replace(self.needs, layers=own, teacher_layers=others)
 
     def pairs(self, student: Outputs, teacher: Outputs) -> Iterator[tuple[Tensor, Tensor]]:
         """The features of student and teacher, layer by layer, in float32 at least.
@@ -66,13 +69,14 @@ class FeatureDistiller(Distiller):
         Raises:
             UserError: the outputs don't hold them.
         """
-        for own, others in zip(self.layers, self.teacher_layers, strict=True):
+        for own, others in zip(self.needs.layers, self.needs.teacher_layers, strict=True):
             yield feature_of(student, own, "student"), feature_of(teacher, others, "teacher")
 
     def extra_repr(self) -> str:
-        teacher = f", teacher_layers={self.teacher_layers}" if self.teacher_layers != self.layers else ""
+        layers, others = self.needs.layers, self.needs.teacher_layers
+        teacher = f", teacher_layers={others}" if others != layers else ""
         warmup = f", warmup_epochs={self.warmup_epochs}" if self.warmup_epochs else ""
-        return f"layers={self.layers}{teacher}{warmup}"
+        return f"layers={layers}{teacher}{warmup}"
 
 
 def feature_of(outputs: Outputs, layer: str, whose: str) -> Tensor:
@@ -88,8 +92,8 @@ def feature_of(outputs: Outputs, layer: str, whose: str) -> Tensor:
     """
     if layer not in outputs.features:
         raise UserError(
-            f"the {whose}'s outputs hold no feature {layer!r}: run the network by FeatureTap(model, distiller.layers), "
-            "or FrozenTeacher(model, layers=distiller.teacher_layers)"
+            f"the {whose}'s outputs hold no feature {layer!r}: run the network by FeatureTap(model, "
+            "method.needs.layers), or FrozenTeacher(model, layers=method.needs.teacher_layers)"
         )
     return at_least_float32(outputs.features[layer])
 
@@ -174,7 +178,7 @@ def unit(x: Tensor, dim: int = 1) -> Tensor:
     return x / length.where(length > torch.finfo(x.dtype).tiny ** 0.5, torch.inf)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
+def full_matmul(a: Tensor, b: Tensor) -> Tensor:
     """The matrix product in the precision of its factors; autocast would lower it."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b

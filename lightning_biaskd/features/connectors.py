@@ -53,12 +53,12 @@ def regressor(student: Tensor, teacher: Tensor) -> Connector:
     return Connector(convolution, nn.BatchNorm2d(channels[1]), nn.ReLU())
 
 
-def module_list(connectors: Sequence[nn.Module], like: Tensor) -> nn.ModuleList:
+def to_device_of(connectors: Sequence[nn.Module], like: Tensor) -> nn.ModuleList:
     """Connectors on the device of a feature and of its precision."""
     return nn.ModuleList(connectors).to(like.device, like.dtype)
 
 
-def learned(connectors: nn.ModuleList) -> nn.ModuleList:
+def require_built(connectors: nn.ModuleList) -> nn.ModuleList:
     """The connectors that a method's ``build`` has made.
 
     Raises:

@@ -64,7 +64,7 @@ class ClassMap(nn.Module):
         """The same outputs with logits, and a classifier, of the data set's classes."""
         head = outputs.head
         mapped = None if head is None else lambda embedding: self(head(embedding))
-        return Outputs(self(outputs.logits), outputs.features, outputs.embedding, mapped, outputs.sample)
+        return Outputs(self(outputs.logits), outputs.features, outputs.embedding, mapped, outputs.index)
 
     def extra_repr(self) -> str:
         return f"{len(self.index)} classes from {self.last + 1} outputs or more"

@@ -19,24 +19,24 @@ class Outputs(NamedTuple):
         features: by layer name, (B, D, H, W) maps or (B, N, D) tokens.
         embedding: (B, D), what the classifier reads.
         head: the classifier, (N, D) to logits (N, C).
-        sample: (B,) int64, the number of each image in its data set, for methods with a memory.
+        index: (B,) int64, the index of each image in its data set, for methods with a memory.
     """
 
     logits: Tensor
     features: Mapping[str, Tensor] = {}
     embedding: Tensor | None = None
     head: Callable[[Tensor], Tensor] | None = None
-    sample: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
 
 
 def with_logits(outputs: Outputs, logits: Tensor) -> Outputs:
     """The same outputs with other logits; ``_replace``, in a form that every supported torch can compile."""
-    return Outputs(logits, outputs.features, outputs.embedding, outputs.head, outputs.sample)
+    return Outputs(logits, outputs.features, outputs.embedding, outputs.head, outputs.index)
 
 
-def with_index(outputs: Outputs, sample: Tensor) -> Outputs:
-    """The same outputs with the numbers of their images."""
-    return Outputs(outputs.logits, outputs.features, outputs.embedding, outputs.head, sample)
+def with_index(outputs: Outputs, index: Tensor) -> Outputs:
+    """The same outputs with the indices of their images."""
+    return Outputs(outputs.logits, outputs.features, outputs.embedding, outputs.head, index)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

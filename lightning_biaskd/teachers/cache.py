@@ -150,7 +150,7 @@ class TeacherCache:
             ask: the teacher, from images to outputs.
         """
         assert batch.view is not None
-        slot = batch.sample * self._slots + batch.view
+        slot = batch.index * self._slots + batch.view
         if self._resident is not None:
             return Outputs(self._read(*self._resident, slot))
         here = slot.cpu()

@@ -133,7 +133,7 @@ class DistillationModule(ClassificationModule):
         self.bias = step.bias
         self.rehearsed: dict[str, Any] | None = None
         self.teacher_cache = TeacherCache(teacher_cache) if isinstance(teacher_cache, str) else teacher_cache
-        if self.teacher_cache is not None and (distiller.teacher_layers or distiller.embedding):
+        if self.teacher_cache is not None and (distiller.needs.teacher_layers or distiller.needs.embedding):
             raise UserError(f"{type(distiller).__name__} reads the teacher's features, and a cache holds logits alone")
 
     @property
@@ -177,9 +177,9 @@ class DistillationModule(ClassificationModule):
             self.check_batch(batch_idx, target, student.logits)
             check_teacher(teacher.logits, student.logits, batch_idx)
         index = batch[2] if len(batch) > 2 else None
-        if (views := max(term.views for term, _ in self.distiller.terms())) > 1:
+        if (views := self.distiller.needs.views) > 1:
             check_views(index, views, batch_idx)
-        if self.distiller.remembers:
+        if self.distiller.needs.index:
             known = self.rehearsed["num_samples"] if self.rehearsed else None
             student = with_index(student, check_samples(index, known, batch_idx))
         return self.distillation.step(student, teacher, target)
@@ -247,7 +247,7 @@ class DistillationModule(ClassificationModule):
     def configure_model(self) -> None:
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         method = self.distiller
-        if fitting and self.rehearsed is None and (method.builds or method.layers or method.embedding):
+        if fitting and self.rehearsed is None and (method.builds or method.needs.layers or method.needs.embedding):
             self.rehearse(*some_images(self.trainer))
         if self.device_mesh is not None and not isinstance(self.student, FSDPModule):
             self.shard(self.device_mesh["data_parallel"])

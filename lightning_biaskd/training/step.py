@@ -83,14 +83,14 @@ class Distillation(nn.Module):
         if {id(p) for p in frozen.model.parameters()} & {id(p) for p in student.parameters()}:
             raise UserError("teacher and student share parameters: give the teacher a network of its own")
         self.student = student
-        self.teacher = frozen.reading(distiller.teacher_layers, distiller.embedding)
+        self.teacher = frozen.reading(distiller.needs.teacher_layers, distiller.needs.embedding)
         self.distiller = copy.deepcopy(distiller)
         self.bias = Plain() if bias is None else copy.deepcopy(bias)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.label_smoothing = label_smoothing
         self.convert = convert
-        self._tap = FeatureTap(student, distiller.layers, distiller.embedding)
+        self._tap = FeatureTap(student, distiller.needs.layers, distiller.needs.embedding)
 
     def forward(self, input: Tensor, target: Tensor, index: Tensor | None = None) -> Step:
         """One training step.
@@ -110,7 +110,7 @@ class Distillation(nn.Module):
 
     def outputs_of(self, input: Tensor) -> Outputs:
         """The student's outputs; their logits are those of the network to deploy."""
-        return self.distiller.answer(self._student_outputs(input))
+        return self.distiller.outputs_of(self._student_outputs(input))
 
     def step(self, student: Outputs, teacher: Outputs, target: Tensor, index: Tensor | None = None) -> Step:
         """The step from the outputs of both networks, for example with the teacher's taken from a cache."""

@@ -44,7 +44,7 @@ def views(trainer, data, stage="train", **kwargs):
     run = trainer(**kwargs)
     run.fit(module, data) if stage == "train" else run.test(module, data, verbose=False)
     batches = module.seen[stage]
-    order = torch.cat([batch.sample for batch in batches]).argsort()
+    order = torch.cat([batch.index for batch in batches]).argsort()
     return torch.cat([batch.image for batch in batches])[order], torch.cat([batch.target for batch in batches])[order]
 
 
@@ -186,7 +186,7 @@ def test_a_few_fixed_views_are_drawn_again_and_again(trainer):
     trainer(max_epochs=8).fit(module, data)
     seen = [set() for _ in range(1257)]
     for batch in module.seen["train"]:
-        for image, sample, view in zip(batch.image, batch.sample.tolist(), batch.view.tolist(), strict=True):
+        for image, sample, view in zip(batch.image, batch.index.tolist(), batch.view.tolist(), strict=True):
             seen[sample].add((view, image.numpy().tobytes()))
     assert max(map(len, seen)) == 3
     assert {view for views in seen for view, _ in views} == {0, 1, 2}
@@ -240,7 +240,7 @@ def test_views_of_a_subclass_are_counted_where_numbers_give_them_again(trainer):
     module, data = Views(), Inverted(val_split=0, views=3)
     trainer(limit_train_batches=3).fit(module, data)
     for batch in module.seen["train"]:
-        assert torch.equal(data.numbered_images(batch.sample, batch.view), batch.image)
+        assert torch.equal(data.numbered_images(batch.index, batch.view), batch.image)
 
 
 def test_a_subclass_has_a_fingerprint_of_its_own():
@@ -254,7 +254,7 @@ def test_every_view_of_the_epoch_has_its_number(trainer):
     module, data = Views(), DigitsDataModule(val_split=0)
     trainer().fit(module, data)
     for batch in module.seen["train"][:3]:
-        again = data.numbered_views(data.train_set.__getitems__(batch.sample.tolist()), batch.view)
+        again = data.numbered_views(data.train_set.__getitems__(batch.index.tolist()), batch.view)
         assert torch.equal(data.normalized(again.image), batch.image)
 
 
@@ -297,7 +297,7 @@ def test_views_are_pixels_until_they_are_normalised(tmp_path, monkeypatch):
     for data in (DigitsDataModule(strong_view=True), CIFAR10DataModule(str(tmp_path), val_split=5, strong_view=True)):
         data.setup()
         batch = next(iter(data.train_dataloader()))
-        both = data.training_views(batch, batch.sample)
+        both = data.training_views(batch, batch.index)
         assert both.image.dtype == torch.uint8
         assert both.image.shape == (2 * len(batch.image), *batch.image.shape[1:])
 

@@ -18,7 +18,7 @@ def loader(ranks=1, rank=0, batch_size=10, seed=3, workers=0, images=IMAGES):
 
 
 def numbers(batches):
-    return [batch.sample.tolist() for batch in batches]
+    return [batch.index.tolist() for batch in batches]
 
 
 def epoch(number, **kwargs):

@@ -246,7 +246,7 @@ def embedded(number, row):
 
 
 def crd(student, teacher, y):
-    sample = projected(torch.tensor([student], dtype=torch.float64)).sample
+    sample = projected(torch.tensor([student], dtype=torch.float64)).index
     seed = CONTRAST.step + sample * GOLDEN
     drawn = [int(sample), *draw_negatives(CONTRAST.labels, torch.tensor([y]), seed, CONTRAST.negatives)[0].tolist()]
     memories = CONTRAST.teacher_memory.tolist(), CONTRAST.student_memory.tolist()

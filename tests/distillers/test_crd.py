@@ -69,7 +69,7 @@ def test_a_dropped_sample_leaves_no_trace():
     alone = copy.deepcopy(whole)
     keep = torch.tensor([True, False, True, True, False, False, True, False])
     losses = whole(student, teacher, target, keep)
-    kept = (with_index(projected(o.logits[keep]), s) for o, s in ((student, student.sample[keep]), (teacher, None)))
+    kept = (with_index(projected(o.logits[keep]), s) for o, s in ((student, student.index[keep]), (teacher, None)))
     torch.testing.assert_close(losses[keep], alone(*kept, target[keep]))
     assert not losses[~keep].any()
     torch.testing.assert_close(state(whole), state(alone))
@@ -173,7 +173,7 @@ def test_refusals(trainer, tmp_path):
     distiller, student, teacher, target = remembering()
     with pytest.raises(UserError, match=r"how many there are: give the data module a num_samples"):
         CRD().build(student, teacher)
-    with pytest.raises(UserError, match=r"hand over with_index\(student, sample\)"):
+    with pytest.raises(UserError, match=r"hand over with_index\(student, index\)"):
         distiller(with_index(student, None), teacher, target)
     with pytest.raises(UserError, match=r"numbered 9 to 12 in this batch, outside \[0, 11\]: num_samples"):
         fit_for(1, trainer, tmp_path / "none.ckpt", first=5)

@@ -6,7 +6,17 @@ import torch.nn.functional as F
 from properties import ALL, batch
 from settings import SETTINGS
 
-from lightning_biaskd import DKD, KD, BiasStrategy, DistillationModule, Distiller, Outputs, WeightedSum, distillers
+from lightning_biaskd import (
+    DKD,
+    KD,
+    BiasStrategy,
+    DistillationModule,
+    Distiller,
+    Needs,
+    Outputs,
+    WeightedSum,
+    distillers,
+)
 from lightning_biaskd.bias import rectify_logits
 from lightning_biaskd.distillers import DIST, TTM, LabelSmoothing, LogitStandardization, standardize, wsld_loss
 
@@ -136,8 +146,8 @@ def test_logit_standardization_stands_for_its_inner_method():
     outer = LogitStandardization(inner, weight=3.0)
     outer.set_epoch(9)
     assert inner.ramp == 0.5
-    assert (outer.temperature, outer.layers, outer.rectifiable, outer.reads_teacher) == (2.0, (), True, True)
-    assert not LogitStandardization(LabelSmoothing()).reads_teacher
+    assert (outer.temperature, outer.needs, outer.reads) == (2.0, Needs(), "logits")
+    assert LogitStandardization(LabelSmoothing()).reads == "nothing"
     student, teacher, target = batch()
     shifted = Outputs(5 * student + 7), Outputs(0.1 * teacher - 2)
     torch.testing.assert_close(

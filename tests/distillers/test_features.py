@@ -32,7 +32,7 @@ from lightning_biaskd.features.base import unit
 from lightning_biaskd.features.connectors import regressor
 from lightning_biaskd.models import CIFARResNet
 
-PAIRWISE = [name for name, setting in FEATURE_SETTINGS.items() if setting.distiller.pairwise]
+PAIRWISE = [name for name, setting in FEATURE_SETTINGS.items() if setting.distiller.needs.pairwise]
 LEARNED = {"FitNet": FitNet(), "VID": VID(), "CC": CC(dim=5)}
 ON_MAPS = {
     "AT": at_loss,
@@ -226,12 +226,12 @@ def test_a_hint_is_the_mean_squared_difference():
 
 
 def test_layers_are_named_or_counted():
-    assert (AT().layers, SP().layers, FitNet("layer2", "stage").teacher_layers) == (
+    assert (AT().needs.layers, SP().needs.layers, FitNet("layer2", "stage").needs.teacher_layers) == (
         ("-3", "-2", "-1"),
         ("-1",),
         ("stage",),
     )
-    assert [m.embedding for m in (RKD(), PKT(), CC(), NST())] == [True, True, True, False]
+    assert [m.needs.embedding for m in (RKD(), PKT(), CC(), NST())] == [True, True, True, False]
 
 
 def test_refusals():

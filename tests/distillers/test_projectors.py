@@ -131,10 +131,10 @@ def test_ofd_lets_the_student_be_as_negative_as_it_likes():
 
 
 def test_review_kd_takes_the_teacher_before_the_activation_and_the_student_if_asked():
-    assert ReviewKD((-2, "x")).layers == ("-2", "x")
-    assert ReviewKD((-2, "x")).teacher_layers == ("-2:pre", "x:pre")
+    assert ReviewKD((-2, "x")).needs.layers == ("-2", "x")
+    assert ReviewKD((-2, "x")).needs.teacher_layers == ("-2:pre", "x:pre")
     method = ReviewKD((-1,), ("y",), preactivation=True)
-    assert (method.layers, method.teacher_layers) == (("-1:pre",), ("y:pre",))
+    assert (method.needs.layers, method.needs.teacher_layers) == (("-1:pre",), ("y:pre",))
 
 
 def test_review_kd_warms_up():

@@ -5,7 +5,7 @@ import torch
 from properties import batch
 from settings import dkd, kd, mapped, sdd
 
-from lightning_biaskd import DKD, KD, Outputs, UserError, WeightedSum
+from lightning_biaskd import DKD, KD, Needs, Outputs, UserError, WeightedSum
 from lightning_biaskd.distillers import DIST, SDD, LabelSmoothing, LogitStandardization
 
 
@@ -42,15 +42,15 @@ def test_stands_for_its_inner_method():
     outer = SDD(inner, layer="stage", teacher_layer=-2)
     outer.set_epoch(9)
     assert inner.ramp == 0.5
-    assert (outer.temperature, outer.layers, outer.teacher_layers) == (2.0, ("stage",), ("-2",))
-    assert (outer.rectifiable, outer.reads_teacher) == (False, True)
-    assert not SDD(LabelSmoothing()).reads_teacher
+    assert (outer.temperature, outer.needs.layers, outer.needs.teacher_layers) == (2.0, ("stage",), ("-2",))
+    assert outer.reads == "features"
+    assert SDD(LabelSmoothing()).reads == "nothing"
 
 
 def test_those_around_it_read_what_it_reads():
     both = WeightedSum([(KD(), 1.0), (SDD(teacher_layer="layer4"), 1.0)])
-    assert (both.layers, both.teacher_layers, both.embedding, KD().embedding) == (("-1",), ("layer4",), True, False)
-    assert LogitStandardization(SDD()).embedding
+    assert both.needs == Needs(("-1",), ("layer4",), embedding=True)
+    assert LogitStandardization(SDD()).needs.embedding
 
 
 def test_a_map_that_the_classifier_does_not_read_is_refused():

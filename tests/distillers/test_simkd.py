@@ -78,7 +78,7 @@ def test_methods_and_cross_entropy_see_the_deployed_logits():
     logged = fit.eval().losses((image, target), 0).logged
     logits, teacher = fit(image), fit.teacher(image)
     torch.testing.assert_close(logged["train/loss_ce"], nn.functional.cross_entropy(logits, target))
-    student = FeatureTap(fit.student, fit.distiller.layers, embedding=True)(image)
+    student = FeatureTap(fit.student, fit.distiller.needs.layers, embedding=True)(image)
     sim = SimKD.forward(fit.distiller.parts[1], student, teacher, target)  # projects by itself
     expected = KD()(Outputs(logits), teacher, target) + sim
     torch.testing.assert_close(logged["train/loss_kd"], expected.mean())
@@ -147,7 +147,7 @@ def test_refusals():
     with pytest.raises(UserError, match="what the method learns is not built"):
         SimKD()(good, good, target)
     with pytest.raises(UserError, match="what the method learns is not built"):
-        SimKD().answer(good)
+        SimKD().outputs_of(good)
     tokens = good._replace(features={"-1": good.features["-1"].flatten(2)})
     with pytest.raises(UserError, match=r"SimKD needs a map .* gives \(8, 5, 16\)"):
         SimKD().build(tokens, good)
