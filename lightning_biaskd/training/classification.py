@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_biaskd.distributed.padding import unpadded_rows
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.metrics import Means, topk_accuracies
+from lightning_biaskd.metrics import ChosenMetrics, Means, topk_accuracies
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.networks.tap import FeatureTap
@@ -24,7 +24,7 @@ from lightning_biaskd.training.learning_rate import scale_learning_rate
 from lightning_biaskd.training.resumable import ResumableModule
 
 _OBJECTS = (
-    *("model", "student", "teacher", "distiller", "bias", "optimizer", "lr_scheduler"),
+    *("model", "student", "teacher", "distiller", "bias", "optimizer", "lr_scheduler", "metrics"),
     *("model_input", "student_input", "teacher_input", "data_input", "teacher_cache"),
 )
 
@@ -65,6 +65,8 @@ class ClassificationModule(ResumableModule):
         channels_last: lay out the weights of convolutions with the channels last, which is faster on most devices.
         compile: run the parts of a step through ``torch.compile``, each in one graph; a word is its mode, such as
             ``"reduce-overhead"``, which is CUDA graphs. Names in checkpoints stay as they are.
+        metrics: further torchmetrics of validation and test, logged as ``val/NAME`` and ``test/NAME``; of a teacher as
+            ``val/teacher_NAME`` and ``test/teacher_NAME``. See :class:`~lightning_biaskd.metrics.ChosenMetrics`.
 
     Raises:
         UserError: weights that don't fit; in training, labels out of range or other classes than the data's.
@@ -89,6 +91,7 @@ class ClassificationModule(ResumableModule):
         data_input: InputSpec | None = None,
         channels_last: bool = True,
         compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
+        metrics: Sequence[Metric] | Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=_OBJECTS, logger=False)
@@ -109,6 +112,7 @@ class ClassificationModule(ResumableModule):
         self.convert = conversion(model, model_input, data_input)
         self.channels_last = channels_last
         self.compile_mode = compile
+        self.metrics = metrics
         self._compiled = False
 
     def forward(self, image: Tensor) -> Tensor:
@@ -183,6 +187,8 @@ class ClassificationModule(ResumableModule):
             target: (B,) labels.
         """
         self.meter(prefix, lambda: topk_accuracies(logits.shape[1], prefix)).update(logits, target)
+        if self.metrics:
+            self.meter(f"{prefix}chosen", lambda: ChosenMetrics(self.metrics or [], prefix)).update(logits, target)
 
     def meter(self, name: str, build: Callable[[], Metric | MetricCollection]) -> Any:
         """The metric of that name, built at its first use; :meth:`log_meters` logs and empties it."""
