@@ -52,7 +52,9 @@ class ChosenMetrics(MetricCollection):
             super().update(at_least_float32(logits).softmax(1), target)
         except (ValueError, RuntimeError, TypeError) as error:
             shapes = f"probabilities {tuple(logits.shape)} and labels {tuple(target.shape)}"
-            raise UserError(f"metrics: one of {', '.join(map(str, self.keys(keep_base=True)))} refuses {shapes}: {error}") from error
+            raise UserError(
+                f"metrics: one of {', '.join(map(str, self.keys(keep_base=True)))} refuses {shapes}: {error}"
+            ) from error
 
     def compute(self) -> dict[str, Tensor]:
         """Scalars by key."""

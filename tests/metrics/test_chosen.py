@@ -24,6 +24,7 @@ def test_they_are_logged_and_in_the_table_for_student_and_teacher(trainer, capsy
         assert found[f"test/{key}"] == pytest.approx(f1(average="macro")(net(image), target).item(), abs=1e-6)
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "MulticlassF1Score" in line]
     assert len([cell for cell in row.split("│") if cell.strip()]) == 4
+    module.train()
     run = trainer(max_epochs=2)
     run.fit(module, data)
     assert {"val/MulticlassF1Score", "val/teacher_MulticlassF1Score"} <= set(run.callback_metrics)
