@@ -20,6 +20,7 @@ import lightning_biaskd
 import lightning_biaskd.data  # short class names in YAML work for what is imported
 from lightning_biaskd.callbacks import DistillationProgressBar, ResultTable
 from lightning_biaskd.command_line.commands import Commands
+from lightning_biaskd.command_line.evaluation import EVALUATIONS, add_output, finish, prepare
 from lightning_biaskd.command_line.retired import read_files_of_version_0_1
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.training.checkpoint import DurableCheckpointIO, newest
@@ -63,6 +64,8 @@ class BiasKDCLI(LightningCLI):
         if subcommand in vars(Commands):
             for name in {"ckpt_path", "weights_only"} - set(self._subcommand_method_arguments[subcommand]):
                 parser.add_argument(f"--{name}", help=SUPPRESS)  # of fit, whose YAML is read
+        if subcommand == "predict":
+            add_output(parser)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -101,6 +104,8 @@ class BiasKDCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand in ("audit", "cache"):  # they leave no trace of a run
             kwargs, self.save_config_callback = {**QUIET, "callbacks": [], **kwargs}, None
+        if self.subcommand in EVALUATIONS:
+            self.save_config_callback = None
         trainer = super().instantiate_trainer(**kwargs)
         # ours in place of Lightning's defaults, where nothing else is asked for
         if type(trainer.progress_bar_callback) is RichProgressBar:
@@ -118,7 +123,12 @@ class BiasKDCLI(LightningCLI):
             if kwargs["ckpt_path"] is None and subcommand != "fit":
                 raise UserError(f"there is no checkpoint in '{runs}' yet")
             rank_zero_info(f"going on from '{kwargs['ckpt_path']}'" if kwargs["ckpt_path"] else "beginning anew")
-        return kwargs
+        return prepare(self.trainer, subcommand, kwargs, self._get(self.config, "output"))
+
+    def after_validate(self) -> None:
+        finish(self.trainer, str(self.subcommand), self._get(self.config, "output"))
+
+    after_test = after_predict = after_validate
 
     def after_fit(self) -> None:
         if self.config.fit.test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]  # public, if not in its __all__
 
 from lightning_biaskd.command_line.parser import BriefParser
+from lightning_biaskd.compare import intervals
 from lightning_biaskd.compare.curves import draw
-from lightning_biaskd.compare.matrix import Matrix
+from lightning_biaskd.compare.folder import RESULT, result_in
+from lightning_biaskd.compare.matrix import Matrix, Run
 from lightning_biaskd.compare.page import page
-from lightning_biaskd.compare.scheduler import Outcome, run_matrix, runs_of
-from lightning_biaskd.compare.table import csv_table, legend, markdown_table
-from lightning_biaskd.compare.worker import RESULT
+from lightning_biaskd.compare.scheduler import Outcome, outcome_so_far, run_matrix, runs_of
+from lightning_biaskd.compare.table import csv_table, latex_table, legend, markdown_table
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.files import written_whole
 from lightning_biaskd.plotting import require_matplotlib
 
 REFRESH_SECONDS = 60.0
@@ -30,19 +34,19 @@ def compare(
 ) -> Outcome:
     """Runs what a matrix misses and writes its report.
 
-    In ``output``: ``report.html``, ``report.md``, ``results.csv``, ``curves.png`` and ``curves.svg``, and a folder for
-    each run under ``runs`` with its ``config.yaml``, ``run.log``, checkpoints and ``result.json``. The report is
-    written anew while runs go on.
+    In ``output``: ``report.html``, ``report.md``, ``report.tex``, ``results.csv``, ``curves`` and ``intervals`` as
+    ``.png`` and ``.svg``, and a folder for each run under ``runs`` with its ``config.yaml``, ``run.log``, checkpoints and
+    ``result.json``. The report is updated while runs go on.
 
     Args:
         matrix: what to run.
         output: folder for everything.
         jobs: runs at a time; ``None`` for one per GPU, or one on the CPU.
         threads: of each run on the CPU; ``None`` for ``OMP_NUM_THREADS``, or a share of the cores.
-        title: of the report; ``None`` for the name of the folder.
+        title: of the report; ``None`` names the axes.
 
     Returns:
-        Results and failures; see :class:`~lightning_biaskd.compare.scheduler.Outcome`.
+        Results and failures, which a notebook shows as a table.
 
     Raises:
         UserError: before anything is run: what is wrong with the matrix, or matplotlib is missing.
@@ -65,8 +69,9 @@ def compare(
 def write_report(matrix: Matrix, outcome: Outcome, output: Path, title: str | None = None) -> None:
     """Writes the files of the report."""
     output.mkdir(parents=True, exist_ok=True)
-    title = title or output.resolve().name
+    title = title or f"Comparison by {' and '.join(matrix.axes)}"
     facts = _facts(matrix, outcome)
+    differences = intervals.draw(matrix, outcome.results)
     failed = [f"- {run.label}: {line}" for run, line in outcome.failures.items()]
     markdown = [
         f"# {title}",
@@ -74,15 +79,23 @@ def write_report(matrix: Matrix, outcome: Outcome, output: Path, title: str | No
         *(["Failed; the same command tries them again:\n\n" + "\n".join(failed)] if failed else []),
         markdown_table(matrix, outcome.results),
         "\n".join(f"- {line}" for line in legend(matrix)),
+        *(["![differences](intervals.png)"] if differences is not None else []),
         "![curves](curves.png)",
         "Every run by hand is a line `command` of [results.csv](results.csv).",
     ]
-    figure = draw(matrix, outcome.results)
-    figure.savefig(output / "curves.png", dpi=150)
-    figure.savefig(output / "curves.svg")
-    (output / "report.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
-    (output / "results.csv").write_text(csv_table(matrix, outcome.results), encoding="utf-8")
-    (output / "report.html").write_text(page(title, matrix, outcome, facts), encoding="utf-8")
+    for name, figure in (("curves", draw(matrix, outcome.results)), ("intervals", differences)):
+        for form in ("png", "svg") if figure is not None else ():
+            with written_whole(output / f"{name}.{form}") as file:
+                figure.savefig(file, format=form, dpi=150)
+    texts = {
+        "report.md": "\n\n".join(markdown) + "\n",
+        "report.tex": latex_table(matrix, outcome.results, title),
+        "results.csv": csv_table(matrix, outcome.results),
+        "report.html": page(title, matrix, outcome, facts),
+    }
+    for name, text in texts.items():
+        with written_whole(output / name, "w") as file:
+            file.write(text)
 
 
 def _facts(matrix: Matrix, outcome: Outcome) -> list[str]:
@@ -103,6 +116,9 @@ def parser() -> BriefParser:
     built.add_argument("--title", type=str | None, default=None, help="Of the report.")
     built.add_argument("--jobs", type=int | None, default=None, help="Runs at a time; one per GPU if left out.")
     built.add_argument("--threads", type=int | None, default=None, help="Of each run on the CPU.")
+    built.add_argument("--list", action="store_true", help="Only print a command for each run that is missing.")
+    built.add_argument("--run", type=str | None, default=None, help="Do this run alone, as a line of --list says.")
+    built.add_argument("--report", action="store_true", help="Only write the report of the results that are there.")
     built.add_argument("--dry_run", type=bool, default=False, help="Only list the runs and their commands.")
     return built
 
@@ -116,6 +132,32 @@ def parsed(arguments: list[str]) -> tuple[Matrix, Namespace]:
     built = parser()
     options = built.instantiate_classes(built.parse_args(arguments))
     return Matrix(**{field.name: options[field.name] for field in fields(Matrix)}), options
+
+
+def commands(matrix: Matrix, output: Path, arguments: list[str]) -> list[str]:
+    """A command for each run that is missing: for a SLURM array, GNU parallel or any other scheduler.
+
+    Args:
+        matrix: what to run.
+        output: the folder, which all share.
+        arguments: of ``biaskd compare --list``.
+    """
+    words = ["biaskd", "compare", *(word for word in arguments if word != "--list")]
+    missing = [each for each in runs_of(matrix) if result_in(each.folder(output)) is None]
+    return [shlex.join([*words, "--run", _name(each, output)]) for each in missing]
+
+
+def _name(each: Run, output: Path) -> str:
+    return each.folder(output).relative_to(output / "runs").as_posix()
+
+
+def _named(matrix: Matrix, output: Path, name: str) -> Run:
+    found = next((each for each in runs_of(matrix) if _name(each, output) == name), None)
+    if found is None:
+        raise UserError(
+            f"the matrix has no run {name!r}; if a file that it names was edited, print the commands again by --list"
+        )
+    return found
 
 
 def run(arguments: list[str]) -> int:
@@ -138,7 +180,23 @@ def run(arguments: list[str]) -> int:
             state = "done" if (folder / RESULT).is_file() else "begun" if folder.is_dir() else "missing"
             print(f"{state:8}{each.label}\n        {each.command}")
         return 0
+    if options.list:
+        for line in commands(matrix, output, arguments):
+            print(line)
+        return 0
+    if options.report:
+        require_matplotlib()
+        outcome = outcome_so_far(matrix, output)
+        write_report(matrix, outcome, output, options.title)
+        print(f"{len(outcome.results)} of {len(runs_of(matrix))} runs are in {output / 'report.html'}")
+        return 0
     try:
+        if options.run is not None:
+            outcome = run_matrix(
+                matrix, output, options.jobs, options.threads, only=_named(matrix, output, options.run)
+            )
+            print(*(f"failed: {line}" for line in outcome.failures.values()), sep="\n", end="")
+            return 1 if outcome.failures else 0
         outcome = compare(matrix, output, options.jobs, options.threads, options.title)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from html import escape
+from typing import TYPE_CHECKING
 
+from lightning_biaskd.compare import intervals
 from lightning_biaskd.compare.curves import draw, svg
 from lightning_biaskd.compare.matrix import Matrix
 from lightning_biaskd.compare.scheduler import Outcome
 from lightning_biaskd.compare.table import columns, legend, lines
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -53,6 +58,13 @@ for (const [place, button] of document.querySelectorAll("#rows thead button").en
 """
 
 
+def fragment(matrix: Matrix, outcome: Outcome) -> str:
+    """The table alone, as a notebook shows it."""
+    failed = "".join(f"<li>{escape(run.label)}: {escape(line)}</li>" for run, line in outcome.failures.items())
+    told = "".join(f"<li>{escape(line)}</li>" for line in legend(matrix))
+    return f"{_table(matrix, outcome)}{f'<p>Failed:</p><ul>{failed}</ul>' if failed else ''}<ul>{told}</ul>"
+
+
 def page(title: str, matrix: Matrix, outcome: Outcome, facts: list[str]) -> str:
     """The whole file.
 
@@ -62,7 +74,11 @@ def page(title: str, matrix: Matrix, outcome: Outcome, facts: list[str]) -> str:
         outcome: what came of it.
         facts: lines about where and how.
     """
-    picture = svg(draw(matrix, outcome.results)).replace("<svg", f'<svg role="img" aria-label="{escape(_CAPTION)}"', 1)
+    picture = _labelled(draw(matrix, outcome.results), _CAPTION)
+    drawn = intervals.draw(matrix, outcome.results)
+    differences = (
+        "" if drawn is None else f"<h2>Differences</h2>\n<figure>{_labelled(drawn, intervals.CAPTION)}</figure>"
+    )
     failed = "".join(f"<li>{escape(run.label)}: {escape(line)}</li>" for run, line in outcome.failures.items())
     failures = (
         f'<div class="failed">Failed; the same command tries them again:<ul>{failed}</ul></div>' if failed else ""
@@ -87,8 +103,9 @@ def page(title: str, matrix: Matrix, outcome: Outcome, facts: list[str]) -> str:
 <ul>
 {"".join(f"<li>{escape(line)}</li>" for line in legend(matrix))}
 </ul>
+{differences}
 <h2>Curves</h2>
-<figure>{picture}<figcaption>{escape(_CAPTION)}</figcaption></figure>
+<figure>{picture}</figure>
 <h2>Every run by hand</h2>
 <details><summary>{len(commands.splitlines())} commands</summary><pre>{escape(commands)}</pre></details>
 <script>{_SCRIPT}</script>
@@ -101,6 +118,12 @@ _CAPTION = (
     "Top-1 accuracy on validation images over training: mean over the seeds, in a band of ± one standard deviation. "
     "The beginning may lie below what is shown."
 )
+
+
+def _labelled(figure: Figure, caption: str) -> str:
+    """A picture with its caption."""
+    picture = svg(figure).replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
+    return f"{picture}<figcaption>{escape(caption)}</figcaption>"
 
 
 def _table(matrix: Matrix, outcome: Outcome) -> str:

@@ -24,6 +24,7 @@ class MatrixProgress:
         self.missing = missing
         self.console = Console()
         self._since = time.monotonic()
+        self._elsewhere = 0
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"), console=self.console
         )
@@ -54,6 +55,12 @@ class MatrixProgress:
             description=f"{self._counted(waiting + len(shares))} ({going})" if going else self._counted(waiting),
             left=self.left(shares, waiting),
         )
+
+    def wait(self, runs: int) -> None:
+        """Says, whenever their number changes, that the runs that are left are others' work."""
+        if runs != self._elsewhere:
+            self._elsewhere = runs
+            self.console.print(f"waiting for {runs} runs that other processes are at work on", highlight=False)
 
     def told(self, line: str, shares: dict[str, float], waiting: int) -> None:
         """Prints what became of a run."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from lightning_biaskd.compare.folder import is_taken, result_in
 from lightning_biaskd.compare.matrix import Matrix, Run
 from lightning_biaskd.compare.progress import MatrixProgress
-from lightning_biaskd.compare.worker import RESULT, Task, check, work
+from lightning_biaskd.compare.worker import Task, check, work
 from lightning_biaskd.errors import UserError
 
 METHODS = multiprocessing.get_all_start_methods()
@@ -34,10 +35,23 @@ class Outcome:
     Attributes:
         results: by run, as in ``result.json``; those that are done.
         failures: by run, one line.
+        matrix: what was run; a notebook shows the outcome as a table by it.
     """
 
     results: dict[Run, dict[str, Any]]
     failures: dict[Run, str]
+    matrix: Matrix | None = None
+
+    def _repr_html_(self) -> str | None:
+        from lightning_biaskd.compare.page import fragment  # it draws, which running doesn't need
+
+        return None if self.matrix is None else fragment(self.matrix, self)
+
+
+def outcome_so_far(matrix: Matrix, output: Path) -> Outcome:
+    """The results that are in a folder."""
+    found = {run: result_in(run.folder(output)) for run in runs_of(matrix)}
+    return Outcome({run: result for run, result in found.items() if result is not None}, {}, matrix)
 
 
 def runs_of(matrix: Matrix) -> list[Run]:
@@ -47,47 +61,36 @@ def runs_of(matrix: Matrix) -> list[Run]:
     return [Run(row, row.seeds[place]) for place in range(longest) for row in rows if place < len(row.seeds)]
 
 
-def result_in(folder: Path) -> dict[str, Any] | None:
-    """The result of the run in a folder, if it is done."""
-    try:
-        found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return found
-
-
 def run_matrix(
     matrix: Matrix,
     output: Path,
     jobs: int | None = None,
     threads: int | None = None,
     changed: Callable[[Outcome], None] = lambda _: None,
+    only: Run | None = None,
 ) -> Outcome:
     """Runs what is missing.
 
     A run is done when its ``result.json`` is there, which appears whole or not at all. One that was killed goes on from
-    the checkpoint of its last whole epoch.
+    the checkpoint of its last whole epoch. Several processes, on one machine or on several with a shared folder, can work
+    on one matrix at a time: each run belongs to one of them while it lives, and all wait for the last run.
 
     Args:
         matrix: what to run.
         output: folder for everything.
         jobs: runs at a time; ``None`` for one per GPU, or one on the CPU.
         threads: of each run on the CPU; ``None`` for ``OMP_NUM_THREADS``, or a share of the cores.
-        changed: is told after every run how things stand.
+        changed: is called after every run.
+        only: this run alone; ``None`` for all.
 
     Raises:
         UserError: before anything is run, a configuration that doesn't parse, or nonsensical numbers.
     """
     if (jobs is not None and jobs < 1) or (threads is not None and threads < 1):
         raise UserError("jobs and threads are numbers from 1")
-    outcome = Outcome({}, {})
-    missing = deque[Run]()
-    for run in runs_of(matrix):
-        result = result_in(run.folder(output))
-        if result is None:
-            missing.append(run)
-        else:
-            outcome.results[run] = result
+    outcome = outcome_so_far(matrix, output)
+    missing = deque(run for run in ([only] if only else runs_of(matrix)) if run not in outcome.results)
+    folders = {run: run.folder(output) for run in missing}
     for row, run in {run.row: run for run in missing}.items():
         try:
             check(run.words())
@@ -101,15 +104,21 @@ def run_matrix(
         free = deque(range(jobs))
         try:
             while missing or workers:
-                while missing and free:
+                while free and (run := _startable(missing, folders, outcome)):
                     slot = free.popleft()
                     device = devices[slot % len(devices)] if devices else None
-                    workers.append(_Worker(missing.popleft(), output, slot, threads, device))
+                    workers.append(_Worker(run, output, slot, threads, device))
+                if missing and not workers:
+                    progress.wait(len(missing))
+                    time.sleep(1)
                 progress.show({worker.run.label: worker.share for worker in workers}, len(missing))
                 for worker in _ready(workers):
                     if worker.finished():
                         workers.remove(worker)
                         free.append(worker.slot)
+                        if worker.busy:
+                            missing.append(worker.run)
+                            continue
                         _settle(worker, outcome)
                         progress.told(_told(worker.run, outcome), {w.run.label: w.share for w in workers}, len(missing))
                         changed(outcome)
@@ -128,6 +137,7 @@ class _Worker:
         self.slot = slot
         self.share = 0.0
         self.failure: str | None = None
+        self.busy = False
         about = {
             "names": run.row.names,
             "seed": run.seed,
@@ -152,7 +162,20 @@ class _Worker:
                     self.share = content
                 elif kind == "failed":
                     self.failure = content
+                self.busy = kind == "busy"
         return over
+
+
+def _startable(missing: deque[Run], folders: dict[Run, Path], outcome: Outcome) -> Run | None:
+    """Takes the first run that no process is at work on; runs that others have done meanwhile leave the queue."""
+    for run in list(missing):
+        if (result := result_in(folders[run])) is not None:
+            missing.remove(run)
+            outcome.results[run] = result
+        elif not is_taken(folders[run]):
+            missing.remove(run)
+            return run
+    return None
 
 
 def _ready(workers: list[_Worker]) -> list[_Worker]:

@@ -179,8 +179,52 @@ def csv_table(matrix: Matrix, results: Results) -> str:
     names = dict.fromkeys(key for row in rows for key in row)
     writer = csv.DictWriter(stream, list(names) or [*matrix.axes, "seed"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _no_formula(cell) for name, cell in row.items()} for row in rows)
     return stream.getvalue()
+
+
+def _no_formula(cell: Any) -> Any:
+    """Marks text that a spreadsheet would run as a formula; numbers stay numbers."""
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def latex_table(matrix: Matrix, results: Results, title: str) -> str:
+    """The table in LaTeX, for the package booktabs."""
+    told = columns(matrix)
+    head = [*matrix.axes, *(column.title for column in told)]
+    rows = [[*line.row.names.values(), *(column.text(line) for column in told)] for line in lines(matrix, results)]
+    written = [" & ".join(map(_latex, row)) + r" \\" for row in [head, *rows]]
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex(title)}}}",
+            rf"\begin{{tabular}}{{{'l' * len(matrix.axes)}{'r' * len(told)}}}",
+            *(r"\toprule", written[0], r"\midrule", *written[1:], r"\bottomrule"),
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+_LATEX = {
+    **{sign: rf"\{sign}" for sign in "&%$#_{}"},
+    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+    **{"±": r"$\pm$", "−": "$-$", "–": "--"},
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)
 
 
 def _run_record(run: Run, result: dict[str, Any]) -> dict[str, Any]:

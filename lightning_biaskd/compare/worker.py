@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gc
-import json
 import os
 import platform
 import signal
@@ -12,8 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -30,16 +29,9 @@ import lightning_biaskd
 from lightning_biaskd.callbacks import History
 from lightning_biaskd.command_line.parser import BiasKDCLI, BriefParser, command_line
 from lightning_biaskd.command_line.shipped import shipped
+from lightning_biaskd.compare.folder import BusyError, alone_in, result_in, write_result
 from lightning_biaskd.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows; there nothing keeps two processes from the same run
-    fcntl = None  # type: ignore[assignment]
-
-RESULT = "result.json"
-LOCK_SECONDS = 10.0
-"""How long a run waits for a dying process to leave its folder."""
+from lightning_biaskd.networks.weights import read
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,8 @@ def check(words: list[str]) -> None:
 def work(task: Task, channel: connection.Connection) -> None:
     """The whole life of a run's process: trains, tests, writes the result; tells how it goes over the channel.
 
-    Sends ``("share", done)`` after each epoch, and last ``("done", None)`` or ``("failed", line)``.
+    Sends ``("share", done)`` after each epoch, and last ``("done", None)``, ``("failed", line)``, or ``("busy", None)`` where
+    another process is at work on the run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and decides
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
@@ -105,9 +98,12 @@ def work(task: Task, channel: connection.Connection) -> None:
             os.environ["CUDA_VISIBLE_DEVICES"] = task.device
         torch.set_num_threads(task.threads)
         try:
-            with _alone_in(task.folder):
-                execute(task, lambda share: channel.send(("share", share)))
+            with alone_in(task.folder):
+                if result_in(task.folder) is None:  # another process may have been faster
+                    execute(task, lambda share: channel.send(("share", share)))
             channel.send(("done", None))
+        except BusyError:
+            channel.send(("busy", None))
         except BaseException as error:
             traceback.print_exc()
             channel.send(("failed", _line(error)))
@@ -156,8 +152,8 @@ def execute(task: Task, progress: Callable[[float], None]) -> None:
     path = task.folder / "checkpoints" / "best.ckpt"
     if path.is_file():
         tested["best"] = trainer.test(module, datamodule=data, ckpt_path=path, verbose=False)[0]
-    write_atomically(
-        task.folder / RESULT,
+    write_result(
+        task.folder,
         {
             **task.about,
             **{which: {key.removeprefix("test/"): x for key, x in found.items()} for which, found in tested.items()},
@@ -207,13 +203,13 @@ class Clock(Callback):
 
 
 def resumable(path: Path) -> Path | None:
-    """The checkpoint to go on from; ``None`` if there is none, or it is damaged, so that the run starts anew."""
+    """The checkpoint to go on from; ``None`` if there is none, or it is damaged, so that the run starts over."""
     try:
-        torch.load(path, weights_only=True, map_location="cpu")
+        read(path)
     except FileNotFoundError:
         return None
-    except Exception as error:  # whatever a truncated file makes of itself
-        print(f"{path} is damaged ({error}): the run starts anew", file=sys.stderr)
+    except Exception as error:  # a truncated file raises many kinds
+        print(f"{path} is damaged ({error}): the run starts from its beginning", file=sys.stderr)
         return None
     finally:
         gc.collect()
@@ -224,42 +220,13 @@ def csv_logger(folder: Path, start: Path | None) -> CSVLogger:
     """Lightning's, but the rows up to the checkpoint to go on from stay."""
     place, rows = folder / "metrics.csv", []
     if start is not None and place.is_file():
-        done = torch.load(start, weights_only=True, map_location="cpu")["global_step"]
+        done = read(start)["global_step"]
         with place.open(newline="", encoding="utf-8") as stream:
             rows = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit() and int(row["step"]) < done]
     logger = CSVLogger(folder, name="", version="")
-    logger.experiment.metrics.extend(rows)  # which has deleted the file
+    logger.experiment.metrics.extend(rows)  # the logger has deleted the file
     logger.save()
     return logger
-
-
-def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON; whoever looks finds all of it or nothing."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1, ensure_ascii=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a run's folder; the system lets go of it when this one dies, however it does."""
-    if fcntl is None:
-        yield
-        return
-    with (folder / ".lock").open("w") as lock:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"another process is at work in {folder}") from None
-                time.sleep(0.2)
-        yield
 
 
 def _end_with_the_parent() -> None:

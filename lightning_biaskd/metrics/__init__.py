@@ -4,12 +4,14 @@ from lightning_biaskd.metrics.accuracy import CalibrationError, Means, topk_accu
 from lightning_biaskd.metrics.agreement import Agreement, DistributionGap
 from lightning_biaskd.metrics.beyond_teacher import BeyondTeacher, Contingency, mcnemar
 from lightning_biaskd.metrics.bias_rate import BiasRate, ConfusedPair, NotOnTop, confused_pairs
+from lightning_biaskd.metrics.chosen import ChosenMetrics
 
 __all__ = [
     "Agreement",
     "BeyondTeacher",
     "BiasRate",
     "CalibrationError",
+    "ChosenMetrics",
     "ConfusedPair",
     "Contingency",
     "DistributionGap",

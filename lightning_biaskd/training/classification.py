@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_biaskd.distributed.padding import unpadded_rows
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.metrics import Means, topk_accuracies
+from lightning_biaskd.metrics import ChosenMetrics, Means, topk_accuracies
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.networks.outputs import Outputs
@@ -62,6 +62,8 @@ class ClassificationModule(ResumableModule):
         channels_last: lay out the weights of convolutions with the channels last, which is faster on most devices.
         compile: run the parts of a step through ``torch.compile``, each in one graph; a word is its mode, such as
             ``"reduce-overhead"``, which is CUDA graphs. Names in checkpoints stay as they are.
+        metrics: further torchmetrics of validation and test, logged as ``val/NAME`` and ``test/NAME``; of a teacher as
+            ``val/teacher_NAME`` and ``test/teacher_NAME``. See :class:`~lightning_biaskd.metrics.ChosenMetrics`.
 
     Raises:
         UserError: weights that don't fit; in training, labels out of range or other classes than the data's.
@@ -90,6 +92,7 @@ class ClassificationModule(ResumableModule):
         data_input: InputSpec | None = None,
         channels_last: bool = True,
         compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
+        metrics: Sequence[Metric] | Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__()
         save_plain_arguments(self)
@@ -108,6 +111,7 @@ class ClassificationModule(ResumableModule):
         self.convert = conversion(model, model_input, data_input)
         self.channels_last = channels_last
         self.compile_mode = compile
+        self.metrics = metrics
         self._compiled = False
 
     def forward(self, image: Tensor) -> Tensor:
@@ -178,6 +182,8 @@ class ClassificationModule(ResumableModule):
             target: (B,) labels.
         """
         self.meters.update(prefix, lambda: topk_accuracies(logits.shape[1], prefix), logits, target)
+        if self.metrics:
+            self.meters.update(f"{prefix}chosen", lambda: ChosenMetrics(self.metrics or [], prefix), logits, target)
 
     def log_meters(self, stage: str) -> dict[str, Tensor]:
         """Logs and empties the meters whose name begins with the stage; all processes must call it.

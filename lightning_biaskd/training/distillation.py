@@ -78,8 +78,8 @@ class DistillationModule(ClassificationModule):
         teacher_cache: where the teacher's answers are kept, a folder or a :class:`~lightning_biaskd.TeacherCache`;
             ``None`` asks the teacher every time.
         **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler``, ``lr_interval``, ``lr_batch_size``,
-            ``data_input``, ``channels_last`` and ``compile``, as of the base class. What is compiled is student,
-            teacher and loss.
+            ``data_input``, ``channels_last``, ``compile`` and ``metrics``, as of the base class. What is compiled is
+            student, teacher and loss.
 
     Raises:
         UserError: teacher and student share parameters; weights that don't fit; in training, teacher and student that

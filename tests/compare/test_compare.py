@@ -16,8 +16,8 @@ import yaml
 
 from lightning_biaskd.__main__ import main
 from lightning_biaskd.command_line.shipped import shipped
-from lightning_biaskd.compare import scheduler
-from lightning_biaskd.compare.worker import resumable, write_atomically
+from lightning_biaskd.compare import folder, scheduler
+from lightning_biaskd.compare.worker import resumable
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*callbacks used to create")
 SHORT = {
@@ -228,8 +228,7 @@ def test_a_damaged_checkpoint_starts_the_run_anew(capsys, tmp_path):
 
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "result.json"
-    write_atomically(path, {"a": 1})
+    folder.write_result(tmp_path, {"a": 1})
     with pytest.raises(TypeError):
-        write_atomically(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
+        folder.write_result(tmp_path, {"a": object()})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"a": 1}

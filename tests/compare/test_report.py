@@ -116,7 +116,8 @@ def report(outcome, tmp_path):
 
 def test_the_report_is_there_in_every_form(report):
     assert sorted(path.name for path in report.iterdir()) == [
-        *("curves.png", "curves.svg", "report.html", "report.md", "results.csv")
+        *("curves.png", "curves.svg", "intervals.png", "intervals.svg"),
+        *("report.html", "report.md", "report.tex", "results.csv"),
     ]
     text = (report / "report.md").read_text()
     assert text.startswith("# Shirts & <boots>\n\n12 of 13 runs, 0.3 hours of training on CPU.")
