@@ -14,7 +14,8 @@ from torch import nn
 from lightning_biaskd.audit import audit
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.export.card import card_of
-from lightning_biaskd.export.student import Format, Pixels, export_student
+from lightning_biaskd.export.formats import Format, Pixels
+from lightning_biaskd.export.student import export_student
 from lightning_biaskd.files import sha256
 from lightning_biaskd.networks.inputs import InputSpec
 from lightning_biaskd.networks.weights import load_weights, locate, read
@@ -96,6 +97,8 @@ class Commands(Trainer):
         metrics = self.test(model, datamodule=datamodule, verbose=False)[0] if test else content.get("metrics", {})
         told = {key: content[key] for key in ("epoch", "global_step", "method") if key in content}
         averaged = {"averaged": ema} if "current_model_state" in content else {}
+        if test and (isinstance(self.limit_test_batches, int) or self.limit_test_batches < 1):
+            told["limit_test_batches"] = self.limit_test_batches  # the metrics are of a part of the test set
         recipe = _recipe(model.hparams) or _recipe(content.get("hyper_parameters", {}))
         path = export_student(
             network,

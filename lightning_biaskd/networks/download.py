@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import uuid
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -15,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.files import sha256
+from lightning_biaskd.files import sha256, written_whole
 
 _TIMEOUT = 30.0
 _CHUNK = 1 << 20
@@ -71,25 +70,23 @@ def _request(address: str) -> Request:
 
 def _download(request: Request, path: Path, digest: str) -> None:
     url = request.full_url
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     hasher, received = hashlib.sha256(), 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urlopen(request, timeout=_TIMEOUT) as response, part.open("xb") as file:
+        with urlopen(request, timeout=_TIMEOUT) as response, written_whole(path) as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 hasher.update(chunk)
                 received += len(chunk)
-        promised = int(response.headers.get("Content-Length") or received)
-        if received != promised:
-            raise UserError(f"{url} broke off after {received} of {promised} bytes: try again")
-        if hasher.hexdigest() != digest:
-            raise UserError(
-                f"{url} has the sha256 {hasher.hexdigest()}, not {digest}, and was not opened: the file there is "
-                "another one, or the digest is mistyped"
-            )
-        part.replace(path)
-    except (OSError, HTTPException) as error:
+            promised = response.headers.get("Content-Length") or ""
+            if promised.isdecimal() and received != int(promised):
+                raise UserError(f"{url} broke off after {received} of {promised} bytes: try again")
+            if hasher.hexdigest() != digest:
+                raise UserError(
+                    f"{url} has the sha256 {hasher.hexdigest()}, not {digest}, and was not opened: the file there is "
+                    "another one, or the digest is mistyped"
+                )
+    except UserError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:
         raise UserError(f"{url} could not be fetched ({error}): check the address and the network") from None
-    finally:
-        part.unlink(missing_ok=True)
