@@ -6,6 +6,7 @@ import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_biaskd.data.batch import Batch, TensorImages, collate
-from lightning_biaskd.data.loader import EpochSampler, ResumableLoader
+from lightning_biaskd.data.loader import EpochSampler, ImageLoader, ResumableLoader
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.guarded_loading import GuardedLoading
 from lightning_biaskd.randomness.bits import random_bits
@@ -38,6 +39,8 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
             by one through Pillow instead, the usual way.
         num_workers: processes that load data; 0 loads in the training process.
         download: fetch the data into ``root`` if they aren't there.
+        drop_last: leave out the last training batch of an epoch where it isn't full. Batch normalisation needs it where
+            that batch would hold a single image.
         mix: mixes the images and labels of a training batch, after augmentation: ``MixUp`` or ``CutMix`` of
             ``torchvision.transforms.v2``, or a ``RandomChoice`` of them. Labels become shares (B, C), which
             :class:`~lightning_biaskd.ClassificationModule` takes and distillation doesn't. What is drawn follows from
@@ -61,8 +64,8 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
     in_channels: ClassVar[int] = 3
     image_size: int
     class_names: Sequence[str] | None = None
-    mean: ClassVar[Sequence[float]]
-    std: ClassVar[Sequence[float]]
+    mean: Sequence[float]
+    std: Sequence[float]
 
     def __init__(
         self,
@@ -74,11 +77,12 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         num_workers: int = 0,
         download: bool = False,
         mix: nn.Module | None = None,
+        drop_last: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: a batch holds one image at least")
-        self.root = root
+        self.root = str(Path(root).expanduser())
         self.batch_size = batch_size
         self.val_split = val_split
         self.seed = seed
@@ -86,6 +90,8 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         self.num_workers = num_workers
         self.download = download
         self.mix = mix
+        self.drop_last = drop_last
+        self.prefetch_factor: int | None = None
         self.num_samples: int | None = None
         self._affine: tuple[Tensor, Tensor] | None = None
         self._training: ResumableLoader | None = None
@@ -114,6 +120,8 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         return order[held_out:].sort().values, order[:held_out].sort().values
 
     def setup(self, stage: str | None = None) -> None:
+        if stage == "fit":  # a new run; if it goes on from a checkpoint, load_state_dict is called after this
+            self._resumed = self._training = None
         if self.train_set is None:
             self.train_set, self.val_set, self.test_set = self.datasets()
         if self.val_set is None:  # asked for, so nothing to be warned of
@@ -168,7 +176,13 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         dataset = cast("Dataset[Any]", self.train_set)
         sampler = EpochSampler(dataset, ranks, rank, shuffle=True, seed=self.drawing_seed)
-        loader = cast("ResumableLoader", self.loader(dataset, ResumableLoader, sampler=sampler))
+        options = {"sampler": sampler, "drop_last": self.drop_last}
+        loader = cast("ResumableLoader", self.loader(dataset, ResumableLoader, **options))
+        if not len(loader):
+            raise UserError(
+                f"drop_last leaves no batch: a process has {len(sampler)} training images and batch_size is "
+                f"{self.batch_size}; choose a smaller batch_size"
+            )
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
         self._training = loader
@@ -197,7 +211,7 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         return ((self.seed << 40) + (int(os.environ.get("PL_GLOBAL_SEED", 0)) << 16)) % 2**62  # epochs are added to it
 
     def loader(
-        self, dataset: Dataset[Any] | None, kind: type[DataLoader[Any]] = DataLoader, **kwargs: Any
+        self, dataset: Dataset[Any] | None, kind: type[ImageLoader] = ImageLoader, **kwargs: Any
     ) -> DataLoader[Any]:
         """A loader of :class:`Batch`; ``kwargs`` are those of torch's DataLoader."""
         resident = isinstance(dataset, TensorImages) and self._move(dataset)
@@ -205,6 +219,7 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
             cast("Dataset[Any]", dataset),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available() and not resident,
             collate_fn=collate,

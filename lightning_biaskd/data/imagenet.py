@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from lightning_biaskd.data.base import ImageDataModule
 from lightning_biaskd.data.batch import SeededViews
+from lightning_biaskd.data.decoding import decoded
+from lightning_biaskd.data.folders import ClassFolders, check_same_classes, class_folders, readable_names
 from lightning_biaskd.errors import UserError
 
 
@@ -22,25 +24,28 @@ class ImageNetDataModule(ImageDataModule):
 
     As its labelled test images aren't public, ``val`` is the test set here, and validation images are held out of
     ``train`` by ``val_split``. The recipe is the field's: training crops of random size and place, mirrored; evaluation
-    on the centre ``image_size / resize`` of the image. The number of classes is that of the folders.
+    on the centre ``image_size / resize`` of the image. The number of classes is that of the folders. Images are decoded
+    as by torchvision's loader, see :func:`~lightning_biaskd.data.decoding.decoded`.
 
     Args:
-        root: folder with ``train`` and ``val``.
+        root: folder with ``train`` and ``val``; readable names of the classes are taken from its ``words.txt`` or
+            ``LOC_synset_mapping.txt``, if it has one.
         batch_size: per process.
         val_split: part of ``train`` held out: a share below 1, or a number of images; 0 for none.
         seed: of the validation split.
         augment: whether training images are augmented.
         num_workers: processes that decode images.
         image_size: height and width of what the network sees, in pixels.
-        resize: the shorter side before the centre crop, in pixels.
+        resize: the shorter side before the centre crop, in pixels; ``None`` for 256/224 of ``image_size``.
         mix: mixes the images and labels of a training batch, see :class:`ImageDataModule`.
+        drop_last: leave out the last training batch of an epoch where it isn't full.
+        prefetch_factor: batches that each worker prepares ahead; ``None`` for torch's default.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
 
     Raises:
-        UserError: the folders aren't there, or differ in their classes.
+        UserError: the folders aren't there, or differ in their classes, or an image can't be read.
     """
-
-    mean = (0.485, 0.456, 0.406)
-    std = (0.229, 0.224, 0.225)
 
     def __init__(
         self,
@@ -51,45 +56,80 @@ class ImageNetDataModule(ImageDataModule):
         augment: bool = True,
         num_workers: int = 8,
         image_size: int = 224,
-        resize: int = 256,
+        resize: int | None = None,
         mix: nn.Module | None = None,
+        drop_last: bool = False,
+        prefetch_factor: int | None = None,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
-        super().__init__(root, batch_size, val_split, seed, augment, num_workers, mix=mix)
+        super().__init__(root, batch_size, val_split, seed, augment, num_workers, mix=mix, drop_last=drop_last)
         self.image_size = image_size
+        self.prefetch_factor = prefetch_factor
+        self.mean, self.std = checked_normalisation(mean, std)
         crops: list[Any] = [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
-        centre: list[Any] = [v2.Resize(resize, antialias=True), v2.CenterCrop(image_size)]
+        centre: list[Any] = [v2.Resize(side_before_crop(image_size, resize), antialias=True), v2.CenterCrop(image_size)]
         self._train_view = v2.Compose([*(crops if augment else centre), v2.PILToTensor()])
         self._test_view = v2.Compose([*centre, v2.PILToTensor()])
 
     def augmented(self, image: Tensor, bits: Tensor) -> Tensor:
-        """As it is: these images are cropped as they are decoded."""
+        """Returns the images as they are, because they are cropped as they are decoded."""
         return image
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any]]:
-        """See :class:`ImageDataModule`."""
-        train, test = self._folder("train", self._train_view), self._folder("val", self._test_view)
-        if train.classes != test.classes:
-            raise UserError(
-                f"'{self.root}/train' and '{self.root}/val' hold different class folders: make them the same"
-            )
-        self.num_classes, self.class_names = len(train.classes), train.classes
-        kept, held_out = self.split(len(train))
-        val = _IndexedFolder(train.root, self._test_view)
-        training = SeededViews(Subset(train, kept.tolist()))
-        return training, Subset(val, held_out.tolist()) if len(held_out) else None, test
-
-    def _folder(self, name: str, transform: Callable[[Any], Tensor]) -> _IndexedFolder:
-        path = Path(self.root) / name
-        try:
-            return _IndexedFolder(str(path), transform)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(
-                f"no class folders with images in '{path}' ({str(error).splitlines()[0]}): set data.root to the folder "
-                "above train and val; ImageNet must be fetched by hand from image-net.org"
-            ) from None
+        train, test = class_folders(Path(self.root, "train")), class_folders(Path(self.root, "val"))
+        check_same_classes(Path(self.root, "train"), train.classes, Path(self.root, "val"), test.classes)
+        self.num_classes, self.class_names = len(train.classes), readable_names(Path(self.root), train.classes)
+        kept, held_out = self.split(len(train.paths))
+        training = SeededViews(Subset(_Files(train, self._train_view), kept.tolist()))
+        val = Subset(_Files(train, self._test_view), held_out.tolist()) if len(held_out) else None
+        return training, val, _Files(test, self._test_view)
 
 
-class _IndexedFolder(ImageFolder):  # type: ignore[misc]  # torchvision has no types
+class _Files(Dataset[Any]):
+    def __init__(self, folders: ClassFolders, transform: Callable[[Any], Tensor]) -> None:
+        self.folders = folders
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.folders.paths)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        image, target = super().__getitem__(index)
-        return torch.as_tensor(image), target, index
+        image = self.transform(decoded(self.folders.paths[index]))
+        return torch.as_tensor(image), self.folders.labels[index], index
+
+
+def side_before_crop(image_size: int, resize: int | None) -> int:
+    """The shorter side before a centre crop of ``image_size``: ``resize``, or else 256/224 of it.
+
+    Raises:
+        UserError: the crop would be larger than the image.
+
+    Example:
+        >>> side_before_crop(224, None), side_before_crop(32, 36)
+        (256, 36)
+    """
+    side = round(image_size * 256 / 224) if resize is None else resize
+    if image_size < 1 or side < image_size:
+        raise UserError(
+            f"resize={resize} gives no centre crop of image_size={image_size}: choose resize not below image_size, or "
+            "null for 256/224 of it"
+        )
+    if (kept := (image_size / side) ** 2) < 0.5:
+        warnings.warn(
+            f"image_size={image_size} and resize={side}: evaluation sees only the centre {kept:.0%} of a square image; "
+            f"leave resize out for {round(image_size * 256 / 224)}",
+            stacklevel=3,
+        )
+    return side
+
+
+def checked_normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of colour images, three numbers each.
+
+    Raises:
+        UserError: other numbers of channels, a deviation that isn't positive, or means beyond pixels in [0, 1].
+    """
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or not all(0 <= value <= 1 for value in mean):
+        raise UserError(f"mean {list(mean)} and std {list(std)}: give three numbers each, of pixels in [0, 1]")
+    return tuple(mean), tuple(std)

@@ -30,7 +30,17 @@ class EpochSampler(DistributedSampler[Any]):
         return iter(order[done:] if epoch == self.epoch else order)
 
 
-class ResumableLoader(DataLoader[Any]):
+class ImageLoader(DataLoader[Any]):
+    """A loader that tells what is wrong with an image in one line, even where a worker process met it."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except UserError as error:  # from a worker it comes with a traceback in its text
+            raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
+
+
+class ResumableLoader(ImageLoader):
     """A loader of training batches that knows how far it is, and can begin in the middle of an epoch.
 
     It draws nothing from the global random state.

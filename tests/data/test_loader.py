@@ -2,9 +2,12 @@ from itertools import chain
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
+from tiny import network
 from torch.utils.data import DistributedSampler
 
-from lightning_biaskd import UserError
+from lightning_biaskd import ClassificationModule, UserError
+from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.data.batch import TensorImages, collate
 from lightning_biaskd.data.loader import EpochSampler, ResumableLoader
 from lightning_biaskd.distributed.padding import unpadded_rows
@@ -93,3 +96,18 @@ def test_rows_that_a_sampler_repeats_are_left_out(ranks, batch_size):
             seen += batch.target[:rows].tolist()
     assert sorted(seen) == list(range(103))
     assert unpadded_rows(torch.utils.data.DataLoader(IMAGES, 10), 10, 3) == 3
+
+
+def test_a_run_does_not_begin_where_an_earlier_one_of_the_same_data_went_on(trainer, tmp_path):
+    def fit(data, ckpt_path=None, **kwargs):
+        epochs = []
+        count = LambdaCallback(on_train_batch_end=lambda trainer, *_: epochs.append(trainer.current_epoch))
+        run = trainer(max_epochs=2, callbacks=[count], **kwargs)
+        run.fit(ClassificationModule(network(10)), data, ckpt_path=ckpt_path)
+        return run, {epoch: epochs.count(epoch) for epoch in epochs}
+
+    stopped, _ = fit(DigitsDataModule(batch_size=200), max_steps=2)
+    stopped.save_checkpoint(tmp_path / "a.ckpt")
+    data = DigitsDataModule(batch_size=200)
+    assert fit(data, tmp_path / "a.ckpt")[1] == {0: 4, 1: 6}
+    assert fit(data)[1] == {0: 6, 1: 6}
