@@ -187,7 +187,7 @@ def test_splits_and_labels_do_not_matter(trainer, tmp_path):
     trainer().fit(again, data(val_split=100, label_noise=0.5))
 
 
-@pytest.mark.parametrize("kwargs", [{"strong_view": True}, {"cutout": 2, "views": None}, {"augment": "torchvision"}])
+@pytest.mark.parametrize("kwargs", [{"strong_view": True}, {"cutout": 2, "views": None}])
 def test_views_that_cannot_be_counted_are_one_line(kwargs, trainer, tmp_path):
     module = DistillationModule(net(), net(width=6), teacher_cache=str(tmp_path / "cache"))
     with pytest.raises(UserError, match="views can be counted"):

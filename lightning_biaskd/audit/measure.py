@@ -17,11 +17,12 @@ from lightning_biaskd.audit.report import AuditReport, ClassBias, Correction, Mi
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import CORRECTIONS, rectify_logits
 from lightning_biaskd.bias.strategy import BiasStrategy
-from lightning_biaskd.distributed.padding import unpadded_rows
+from lightning_biaskd.distributed.padding import flattened, unpadded_rows
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BiasRate, CalibrationError, NotOnTop, confused_pairs
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.outputs import at_least_float32
+from lightning_biaskd.training.batches import labelled
 from lightning_biaskd.training.checks import check_labels, check_teacher
 from lightning_biaskd.training.distillation import DistillationModule
 from lightning_biaskd.training.passes import QUIET
@@ -136,7 +137,7 @@ class _Auditor(LightningModule):
 
     @torch.no_grad()
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        image, target = batch[:2]
+        image, target = labelled(batch, batch_idx)[:2]
         logits = self.teacher(image).logits
         # of copies on the CPU the values of every batch are read
         check_labels(target.cpu(), logits, self.num_classes or logits.shape[1], batch_idx, "the teacher")
@@ -156,7 +157,7 @@ class _Auditor(LightningModule):
 
     def _own(self, rows: int, batch_idx: int) -> Tensor:
         """Which rows count here: all but those that a DistributedSampler adds so that all processes have as many."""
-        loader: Any = self.trainer.train_dataloader
+        loader = flattened(self.trainer.train_dataloader)[0]
         sampler = getattr(loader, "sampler", None)
         if not isinstance(sampler, DistributedSampler) or not loader.batch_size:
             return torch.ones(rows, dtype=torch.bool)

@@ -5,6 +5,7 @@ from lightning_biaskd.data.batch import Batch
 from lightning_biaskd.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from lightning_biaskd.data.digits import DigitsDataModule
 from lightning_biaskd.data.fashion_mnist import FashionMNISTDataModule
+from lightning_biaskd.data.image_folder import ImageFolderDataModule
 from lightning_biaskd.data.imagenet import ImageNetDataModule
 from lightning_biaskd.data.in_memory import InMemoryDataModule
 
@@ -15,6 +16,7 @@ __all__ = [
     "DigitsDataModule",
     "FashionMNISTDataModule",
     "ImageDataModule",
+    "ImageFolderDataModule",
     "ImageNetDataModule",
     "InMemoryDataModule",
 ]

@@ -43,30 +43,6 @@ def crop_and_flip(image: Tensor, bits: Tensor, padding: int, flip: bool) -> Tens
     return crop
 
 
-def count_views(padding: int, flip: bool) -> int:
-    """How many views :func:`crop_and_flip` can make of an image: 162 for CIFAR."""
-    return (2 * padding + 1) ** 2 * (2 if flip else 1)
-
-
-def view_number(bits: Tensor, padding: int, flip: bool) -> Tensor:
-    """Which of the views (B,) that :func:`count_views` counts each of ``bits`` (B,) draws.
-
-    Example:
-        >>> from lightning_biaskd.randomness.bits import random_bits
-        >>> bits = random_bits(0, 0, torch.arange(1000))
-        >>> numbers = view_number(bits, 4, True)
-        >>> int(numbers.min()) >= 0, int(numbers.max()) < 162, numbers.unique().numel() == 162
-        (True, True, True)
-    """
-    shift = (bits >> 1) % (2 * padding + 1) ** 2
-    return 2 * shift + (bits & 1) if flip else shift
-
-
-def view_bits(number: Tensor, flip: bool) -> Tensor:
-    """Bits (B,) that draw the view of that number, the inverse of :func:`view_number`."""
-    return number if flip else 2 * number
-
-
 def cutout(image: Tensor, bits: Tensor, side: int, fill: Sequence[float]) -> Tensor:
     """DeVries, Taylor, *Improved Regularization of Convolutional Neural Networks with Cutout*, 2017, arXiv 1708.04552.
 

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,7 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         batch_size: per process.
         val_split: part of the training set held out for validation: a share below 1, or a number of images; 0 for none.
         seed: of the validation split and, together with that of ``seed_everything``, of order and augmentation.
-        augment: whether training images are augmented, on the device; ``"torchvision"`` augments those in memory one
-            by one through Pillow instead, the usual way.
+        augment: whether training images are augmented, on the device.
         num_workers: processes that load data; 0 loads in the training process.
         download: fetch the data into ``root`` if they aren't there.
         drop_last: leave out the last training batch of an epoch where it isn't full. Batch normalisation needs it where
@@ -73,7 +72,7 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         batch_size: int = 64,
         val_split: int | float = 0.1,
         seed: int = 0,
-        augment: bool | Literal["torchvision"] = True,
+        augment: bool = True,
         num_workers: int = 0,
         download: bool = False,
         mix: nn.Module | None = None,
@@ -82,6 +81,8 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: a batch holds one image at least")
+        if not isinstance(augment, bool):
+            raise UserError(f"augment={augment!r}: choose true or false")
         self.root = str(Path(root).expanduser())
         self.batch_size = batch_size
         self.val_split = val_split

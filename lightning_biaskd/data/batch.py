@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from lightning_biaskd.randomness.bits import random_bits
 from lightning_biaskd.randomness.state import drawing_from
@@ -64,31 +63,6 @@ class TensorImages(Dataset[Any]):
         pixels = self.image.permute(0, 2, 3, 1)
         image = pixels.flatten(1).index_select(0, there).view(-1, *pixels.shape[1:]).permute(0, 3, 1, 2)
         return Batch(image, self.target.index_select(0, there), index)
-
-
-class TorchvisionViews(Dataset[Any]):
-    """The same images augmented one by one through Pillow, the usual way: slow, and a reference for the fast way.
-
-    Args:
-        images: the data set.
-        padding: before the random crop, in pixels.
-        flip: whether to mirror at random.
-    """
-
-    def __init__(self, images: TensorImages, padding: int, flip: bool) -> None:
-        self.images = images
-        size = images.image.shape[2:]
-        crop = v2.RandomCrop(tuple(size), padding=padding)
-        self.view = v2.Compose(
-            [v2.ToPILImage(), crop, *([v2.RandomHorizontalFlip()] if flip else []), v2.PILToTensor()]
-        )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, int, int]:
-        image, target, index = self.images[item]
-        return self.view(image), target, index
 
 
 class SeededViews(Dataset[Any]):

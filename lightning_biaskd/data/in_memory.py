@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_biaskd.data.augment import color_jitter, count_views, crop_and_flip, cutout, view_bits, view_number
-from lightning_biaskd.data.base import ImageDataModule
-from lightning_biaskd.data.batch import Batch, SeededViews, TensorImages, TorchvisionViews
-from lightning_biaskd.data.strong_view import strong_view
+from lightning_biaskd.data.batch import TensorImages
+from lightning_biaskd.data.labels import class_numbers
+from lightning_biaskd.data.views import CountableViews
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.files import fingerprint
-from lightning_biaskd.randomness.bits import further_bits, random_bits
 
 Split = Literal["train", "test"]
 
 
-class InMemoryDataModule(ImageDataModule):
+class InMemoryDataModule(CountableViews):
     """Base for data sets that fit in memory: a subclass reads them as uint8 tensors.
 
     They are kept on a GPU that has room for them, and otherwise in memory.
@@ -40,7 +36,7 @@ class InMemoryDataModule(ImageDataModule):
         train_size: number of training images, drawn by ``seed`` from those that validation leaves; ``None`` for all.
         label_noise: share of them whose label is replaced by another class, any with the same chance, by ``seed``.
             Labels of validation and test stay as they are.
-        **kwargs: likewise.
+        **kwargs: as of :class:`ImageDataModule`.
 
     Attributes:
         padding: pixels of zero padding before the random crop.
@@ -49,9 +45,6 @@ class InMemoryDataModule(ImageDataModule):
     Raises:
         UserError: no view at all, or an impossible cut-out or range of colours.
     """
-
-    padding: ClassVar[int] = 4
-    flip: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -71,7 +64,6 @@ class InMemoryDataModule(ImageDataModule):
             raise UserError(
                 f"cutout={cutout} and color_jitter={color_jitter}: a side of 0 pixels or more, and a share from 0 to 1"
             )
-        self.through_pillow = self.augment == "torchvision"
         self.strong_view = strong_view
         self.cutout = cutout
         self.color_jitter = color_jitter
@@ -87,98 +79,7 @@ class InMemoryDataModule(ImageDataModule):
             UserError: data that aren't there or are damaged.
         """
 
-    def augmented(self, image: Tensor, bits: Tensor) -> Tensor:
-        """See :class:`ImageDataModule`: zero-pad, crop, mirror; colours and a cut-out, if wanted."""
-        image = crop_and_flip(image, bits, self.padding, self.flip)
-        if self.color_jitter:
-            bits = further_bits(bits)
-            image = color_jitter(image, bits, self.color_jitter)
-        if self.cutout:
-            bits = further_bits(bits)
-            image = cutout(image, bits, self.cutout, [255 * mean for mean in self.mean])
-        return image
-
-    @property
-    def view_count(self) -> int | None:
-        """See :class:`ImageDataModule`.
-
-        ``None`` too where a subclass changes what training sees, unless it is :meth:`augmented` and views are fixed.
-        """
-        if self.strong_view or self.through_pillow or self._overrides("training_views", "on_after_batch_transfer"):
-            return None
-        if not self.augment:
-            return 1
-        if self.fixed_views is not None:
-            return self.fixed_views
-        cropped_only = not (self.cutout or self.color_jitter or self._overrides("augmented"))
-        return count_views(self.padding, self.flip) if cropped_only else None
-
-    def _overrides(self, *methods: str) -> bool:
-        return any(getattr(type(self), name) is not getattr(InMemoryDataModule, name) for name in methods)
-
-    def training_views(self, batch: Batch, bits: Tensor) -> Batch:
-        """See :class:`ImageDataModule`; the strong views, if wanted, follow the weak ones. They are cropped anew."""
-        if self.through_pillow:
-            return batch
-        weak = self._weak_views(batch, bits)
-        if not self.strong_view:
-            return weak
-        bits = further_bits(bits)
-        strong = strong_view(self.augmented(batch.image, bits), bits)
-        return Batch(torch.cat([weak.image, strong]), weak.target.repeat(2), weak.index.repeat(2))
-
-    def _weak_views(self, batch: Batch, bits: Tensor) -> Batch:
-        if not self.augment:
-            return batch._replace(view=torch.zeros_like(batch.index))
-        if self.fixed_views is not None:
-            return self.numbered_views(batch, bits % self.fixed_views)
-        view = None if self.view_count is None else view_number(bits, self.padding, self.flip)
-        return batch._replace(image=self.augmented(batch.image, bits), view=view)
-
-    def numbered_views(self, batch: Batch, view: Tensor) -> Batch:
-        """The views (B,) of those numbers, not yet normalised; numbers are below :attr:`view_count`."""
-        if not self.augment:
-            return batch._replace(view=view)
-        drawn = self.fixed_views is not None
-        bits = random_bits(self.seed, view, batch.index) if drawn else view_bits(view, self.flip)
-        return batch._replace(image=self.augmented(batch.image, bits), view=view)
-
-    def numbered_images(self, sample: Tensor, view: Tensor) -> Tensor:
-        """Views of training images as a network sees them; the number after the last view is the image as it is.
-
-        Args:
-            sample: (B,), the images' numbers.
-            view: (B,), up to :attr:`view_count`, which must be known.
-
-        Returns:
-            (B, D, H, W) float, on the device of ``view``.
-        """
-        assert self.view_count is not None
-        batch = cast("TensorImages", self.train_set).pick(sample.cpu())
-        batch = batch._replace(image=batch.image.to(view.device), index=sample.to(view.device))
-        image = self.numbered_views(batch, view.clamp_max(self.view_count - 1)).image
-        plain = (view == self.view_count).view(-1, 1, 1, 1)
-        return self.normalized(torch.where(plain, batch.image, image))
-
-    def numbers_and_views(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Numbers of the images that training and validation use, each time with those of the views they use."""
-        count = cast("int", self.view_count)
-        yield cast("TensorImages", self.train_set).index, torch.arange(count)
-        if self.val_set is not None:
-            yield cast("TensorImages", self.val_set).index, torch.tensor([count])
-
-    def fingerprint(self) -> str:
-        """Names the training images and the views that numbers stand for; splits and labels don't matter.
-
-        A subclass's augmentation goes by the name of the class, not by its code.
-        """
-        drawn = (self.fixed_views, self.seed) if self.fixed_views is not None else None
-        views = self.augment, self.padding, self.flip, self.cutout, self.color_jitter, drawn
-        name = type(self).__module__, type(self).__qualname__
-        return fingerprint(*name, *views, self.mean, self.std, cast("TensorImages", self.train_set).image)
-
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any]]:
-        """See :class:`ImageDataModule`."""
         # a gather from memory costs less than handing a batch over from another process
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         image, target = self._checked("train")
@@ -187,9 +88,8 @@ class InMemoryDataModule(ImageDataModule):
         train = self._subset(train)
         test_image, test_target = self._checked("test")
         images = TensorImages(image, self._noisy(target, train), train)
-        training = SeededViews(TorchvisionViews(images, self.padding, self.flip)) if self.through_pillow else images
         return (
-            training,
+            images,
             TensorImages(image, target, val) if len(val) else None,
             TensorImages(test_image, test_target, torch.arange(len(test_image))),
         )
@@ -214,7 +114,16 @@ class InMemoryDataModule(ImageDataModule):
 
     def _checked(self, split: Split) -> tuple[Tensor, Tensor]:
         image, target = self.read(split)
-        if len(image) != len(target):
+        image, target = torch.as_tensor(image), class_numbers(target, f"the {split} labels")
+        channels = len(self.mean)
+        if image.ndim == 3 and channels == 1:
+            image = image.unsqueeze(1)
+        if image.dtype != torch.uint8 or image.ndim != 4 or image.shape[1] != channels:
+            raise UserError(
+                f"{type(self).__name__} reads {split} images of shape {tuple(image.shape)} and type {image.dtype}: "
+                f"they must be (N, {channels}, H, W), torch.uint8 pixels in 0…255, as many channels as mean has numbers"
+            )
+        if len(image) != len(target) or not len(image):
             raise UserError(f"the {split} files in {self.root!r} hold {len(image)} images and {len(target)} labels")
         low, high = int(target.min()), int(target.max())
         if low < 0 or high >= self.num_classes:

@@ -20,6 +20,7 @@ from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.weights import load_weights, mismatch
 from lightning_biaskd.renamed import refuse_renamed_methods
+from lightning_biaskd.training.batches import check_one_loader, images_of, labelled
 from lightning_biaskd.training.checks import check_accumulation, check_labels
 from lightning_biaskd.training.hyperparameters import save_plain_arguments
 from lightning_biaskd.training.learning_rate import scale_learning_rate
@@ -201,6 +202,7 @@ class ClassificationModule(ResumableModule):
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         """The loss, and for callbacks what :meth:`callback_outputs` gives them."""
+        batch = labelled(batch, batch_idx, mixed=True)
         step = self.losses(batch, batch_idx)
         if not isinstance(step, Step):
             raise UserError(
@@ -218,15 +220,15 @@ class ClassificationModule(ResumableModule):
         """What callbacks find in the ``outputs`` of a batch in addition to the loss; nothing here."""
         return {}
 
-    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
-        return self.evaluate("val", batch, batch_idx)
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
+        return self.evaluate("val", labelled(batch, batch_idx), batch_idx)
 
-    def test_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
-        return self.evaluate("test", batch, batch_idx)
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
+        return self.evaluate("test", labelled(batch, batch_idx), batch_idx)
 
-    def predict_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Logits (B, C)."""
-        logits: Tensor = self(batch[0])
+        logits: Tensor = self(images_of(batch, batch_idx))
         return logits
 
     def on_train_epoch_end(self) -> None:
@@ -270,9 +272,13 @@ class ClassificationModule(ResumableModule):
         self._loaded = True
 
     def on_validation_start(self) -> None:
+        check_one_loader(self.trainer, "val")
+        self.meters.reset("val/")  # of a validation that was interrupted
         self._load_initial()
 
     def on_test_start(self) -> None:
+        check_one_loader(self.trainer, "test")
+        self.meters.reset("test/")
         self._load_initial()
 
     def on_predict_start(self) -> None:
@@ -280,6 +286,7 @@ class ClassificationModule(ResumableModule):
 
     def on_fit_start(self) -> None:
         check_accumulation(self.trainer)
+        self.meters.reset("train/")
         self._load_initial()
         if not self.model.training:
             rank_zero_warn(

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional as ops
 
-from lightning_biaskd.data.augment import color_jitter, count_views, crop_and_flip, cutout, view_bits, view_number
+from lightning_biaskd.data.augment import color_jitter, crop_and_flip, cutout
 from lightning_biaskd.data.strong_view import _GREY_PATCH, _PATCH, _STRONG, strong_view
+from lightning_biaskd.data.views import count_views, view_bits, view_number
 from lightning_biaskd.randomness.bits import further_bits, random_bits, uniform
 
 

@@ -153,9 +153,8 @@ class Ramp(DigitsDataModule):
         return image
 
 
-@pytest.mark.parametrize("augment", [True, "torchvision"])
-def test_the_fast_views_and_torchvisions_have_one_distribution(augment, trainer):
-    image, _ = views(trainer, Ramp(augment=augment, val_split=0), max_epochs=5)
+def test_all_views_are_equally_likely(trainer):
+    image, _ = views(trainer, Ramp(val_split=0), max_epochs=5)
     inner = image[:, 0, 1:7, 1:7].long()  # never padding
     kinds, counts = inner.flatten(1).unique(dim=0, return_counts=True)
     assert len(kinds) == 18
@@ -203,7 +202,7 @@ def test_views_are_counted_where_they_can_be(trainer):
     assert CIFAR10DataModule().view_count == 162
     assert DigitsDataModule(augment=False).view_count == 1
     assert CIFAR10DataModule(cutout=8, views=5).view_count == 5
-    uncountable = [{"cutout": 2}, {"color_jitter": 0.2}, {"strong_view": True}, {"augment": "torchvision"}]
+    uncountable = [{"cutout": 2}, {"color_jitter": 0.2}, {"strong_view": True}]
     for kwargs in uncountable:
         data = DigitsDataModule(**kwargs)
         assert data.view_count is None
@@ -373,17 +372,13 @@ def test_imagenet_reads_class_folders(tmp_path, trainer):
     assert views(trainer, data)[0].shape == (14, 3, 32, 32)
 
 
-@pytest.mark.parametrize("kind", ["folders", "torchvision"])
-def test_views_of_single_images_follow_from_seed_epoch_and_image(tmp_path, kind):
+def test_views_of_single_images_follow_from_seed_epoch_and_image(tmp_path):
     """Whatever was drawn before, and whichever process decodes; so a resumed run sees the same."""
     write_folders(tmp_path)
 
     def epochs(first, last, workers):
         torch.manual_seed(workers + first)
-        if kind == "folders":
-            data = ImageNetDataModule(str(tmp_path), val_split=4, num_workers=workers, image_size=32, batch_size=5)
-        else:
-            data = DigitsDataModule(augment="torchvision", num_workers=workers, batch_size=500)
+        data = ImageNetDataModule(str(tmp_path), val_split=4, num_workers=workers, image_size=32, batch_size=5)
         data.setup()
         loader = data.train_dataloader()
         found = []

@@ -1,0 +1,111 @@
+"""Class folders of small images, decoded once into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from lightning_biaskd.data.decoding import decoded
+from lightning_biaskd.data.folders import check_same_classes, class_folders, readable_names
+from lightning_biaskd.data.imagenet import checked_normalisation, side_before_crop
+from lightning_biaskd.data.in_memory import InMemoryDataModule, Split
+from lightning_biaskd.errors import UserError
+
+
+class ImageFolderDataModule(InMemoryDataModule):
+    """Any data set of class folders that fits in memory: ``root/train``, and ``root/test`` or ``root/val``.
+
+    Each image is decoded once, resized and cropped to a square, and then kept as bytes: 3 · ``image_size``² for each.
+    Training views are as for CIFAR: padded, cropped and mirrored on the device. They can be counted, so a
+    :class:`~lightning_biaskd.TeacherCache` works. Images of more than about 100 pixels are better decoded anew in each
+    epoch, by :class:`ImageNetDataModule`.
+
+    The test set is ``test``, or ``val`` where there is no ``test``; validation images are held out of ``train``. Each
+    process holds all images.
+
+    Args:
+        root: folder of the splits; readable names of the classes are taken from its ``words.txt`` or
+            ``LOC_synset_mapping.txt``, if it has one.
+        *args: as of :class:`ImageDataModule`.
+        image_size: height and width in pixels.
+        resize: the shorter side before the centre crop; ``None`` for ``image_size``, so that no side is cut off a
+            square image.
+        padding: pixels of zero padding before the random crop; ``None`` for an eighth of ``image_size``.
+        flip: whether to mirror at random.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        **kwargs: as of :class:`InMemoryDataModule`.
+
+    Raises:
+        UserError: the folders aren't there, differ in their classes, or need more memory than there is; an image can't
+            be read.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        *args: Any,
+        image_size: int = 32,
+        resize: int | None = None,
+        padding: int | None = None,
+        flip: bool = True,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, *args, **kwargs)
+        self.image_size = image_size
+        self.resize = side_before_crop(image_size, image_size if resize is None else resize)
+        self.padding = image_size // 8 if padding is None else padding
+        if self.padding < 0:
+            raise UserError(f"padding={padding}: give 0 pixels or more")
+        self.flip = flip
+        self.mean, self.std = checked_normalisation(mean, std)
+
+    def read(self, split: Split) -> tuple[Tensor, Tensor]:
+        root = Path(self.root)
+        folder = root / "train"
+        if split == "test":
+            folder = root / "test" if (root / "test").is_dir() else root / "val"
+        found = class_folders(folder)
+        if split == "train":
+            self.num_classes, self._folders = len(found.classes), found.classes
+            self.class_names = readable_names(root, found.classes)
+        else:
+            check_same_classes(root / "train", self._folders, folder, found.classes)
+        size = self.image_size
+        _check_memory(len(found.paths) * 3 * size**2, folder)
+        pixels = torch.empty(len(found.paths), size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        view = v2.Compose([v2.Resize(self.resize, antialias=True), v2.CenterCrop(size), v2.PILToTensor()])
+
+        def fill(number: int) -> None:
+            pixels[number] = view(decoded(found.paths[number]))
+
+        with ThreadPoolExecutor() as threads:  # Pillow decodes outside of Python's lock
+            for _ in threads.map(fill, range(len(found.paths)), chunksize=64):
+                pass
+        return pixels, torch.tensor(found.labels)
+
+
+def _check_memory(needed: int, folder: Path) -> None:
+    free = _free_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"the images in '{folder}' need {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free: "
+            "choose a smaller data.image_size, or ImageNetDataModule, which decodes images as they are needed"
+        )
+
+
+def _free_memory() -> int | None:
+    """In bytes, ``None`` where the system doesn't say."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

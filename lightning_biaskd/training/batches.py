@@ -1,0 +1,114 @@
+"""What a loader gives, as the steps take it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_biaskd.data.batch import Batch
+from lightning_biaskd.data.labels import class_numbers
+from lightning_biaskd.distributed.padding import flattened
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.training.checks import may_read
+
+_BRIGHT = 32.0  # no pixel is as bright once it is normalised
+
+
+def labelled(batch: Any, batch_idx: int, mixed: bool = False) -> Sequence[Any]:
+    """A batch ``(image, target, …)`` with labels (B,) int64.
+
+    Integer labels of any type, (B,) or (B, 1), are converted.
+
+    Args:
+        batch: what the loader gave.
+        batch_idx: index of the batch in the epoch. Values are read in the first batch only.
+        mixed: whether floating-point shares (B, C), the labels of mixed images, are taken too.
+
+    Raises:
+        UserError: a batch of another kind.
+    """
+    if not isinstance(batch, Sequence) or len(batch) < 2 or not all(isinstance(part, Tensor) for part in batch[:2]):
+        raise UserError(f"a batch is {_described(batch)}: let the loader give (image, target, …), by its collate_fn")
+    image, target = batch[:2]
+    check_images(image, batch_idx, ours=isinstance(batch, Batch))
+    if len(image) != len(target):
+        raise UserError(f"a batch holds {len(image)} images and {len(target)} labels: give one label for each image")
+    if mixed and target.ndim == 2 and target.is_floating_point() and target.shape[1] > 1:
+        return batch
+    numbers = class_numbers(target, "the labels of this batch") if target.ndim <= 2 else target
+    if numbers is target:
+        return batch
+    return batch._replace(target=numbers) if isinstance(batch, Batch) else (image, numbers, *batch[2:])
+
+
+def images_of(batch: Any, batch_idx: int) -> Tensor:
+    """The images (B, …) of a batch to predict: the batch itself, or its first part.
+
+    Raises:
+        UserError: a batch of another kind.
+    """
+    image = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
+    if not isinstance(image, Tensor):
+        raise UserError(f"a batch is {_described(batch)}: let the loader give images, or (image, …), by its collate_fn")
+    check_images(image, batch_idx, ours=isinstance(batch, Batch))
+    return image
+
+
+def check_images(image: Tensor, batch_idx: int, ours: bool) -> None:
+    """Images must be normalised, with their channels before height and width.
+
+    Args:
+        image: (B, …).
+        batch_idx: index of the batch in the epoch.
+        ours: whether a data module of this package made the batch, which normalises it on the device.
+
+    Raises:
+        UserError: they are not.
+    """
+    if image.ndim == 4 and "uint8" in str(image.dtype):
+        raise UserError(
+            "a loader of this data module gives images as bytes, and the data module normalises them: pass the module "
+            "itself, trainer.fit(module, datamodule=data), not its loader"
+            if ours
+            else "images are uint8: convert them to normalised floats in the data set or the collate_fn"
+        )
+    if image.ndim != 4:
+        return
+    if image.shape[3] == 3 and min(image.shape[1:3]) > 4:
+        raise UserError(
+            f"images are {tuple(image.shape)}, with the channels last: give (B, D, H, W), by permute(0, 3, 1, 2)"
+        )
+    if batch_idx == 0 and image.shape[1] in (1, 3) and image.numel() and may_read(image, batch_idx):
+        low, high = image.aminmax()
+        if low >= 0 and high > _BRIGHT:
+            rank_zero_warn(
+                "pixels seem to lie in 0…255: networks are trained on normalised images, (pixel / 255 - mean) / std"
+            )
+
+
+def check_one_loader(trainer: Trainer, stage: str) -> None:
+    """Validation and test take one loader.
+
+    Raises:
+        UserError: there are several.
+    """
+    loaders = flattened(getattr(trainer, f"{stage}_dataloaders") or [])
+    if len(loaders) > 1:
+        raise UserError(
+            f"there are {len(loaders)} loaders for stage {stage!r}, whose figures would be mixed: join their data sets "
+            "by torch.utils.data.ConcatDataset, or call the Trainer once for each"
+        )
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"a dict with {', '.join(map(str, batch))}"
+    if isinstance(batch, Tensor):
+        return f"one tensor of shape {tuple(batch.shape)}"
+    if isinstance(batch, Sequence):
+        return f"a {type(batch).__name__} of {', '.join(type(part).__name__ for part in batch[:4]) or 'nothing'}"
+    return f"a {type(batch).__name__}"
