@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import re
 import shutil
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from docutils.nodes import SkipNode
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging as sphinx_logging
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -63,18 +66,27 @@ def setup(app: Any) -> None:
 
 
 def inline_formula(translator: Any, node: Any) -> None:
-    """A formula within a line, as MathML."""
-    translator.body.append(tex2mathml(node.astext()))
+    """A formula within a line."""
+    translator.body.append(mathml(node.astext(), as_block=False))
     raise SkipNode
 
 
 def block_formula(translator: Any, node: Any) -> None:
-    """A formula in a line of its own, as MathML."""
-    text = node.astext()
-    if "\\\\" in text and "\\begin{" not in text:
-        text = f"\\begin{{align*}}{text}\\end{{align*}}"
-    translator.body.append(f'<div class="math">{tex2mathml(text, as_block=True)}</div>')
+    """A formula in a line of its own."""
+    translator.body.append(f'<div class="math">{mathml(node.astext(), as_block=True)}</div>')
     raise SkipNode
+
+
+def mathml(tex: str, as_block: bool) -> str:
+    """A formula as MathML; its delimiters grow by themselves there. What can't be read is a warning."""
+    code = re.sub(r"\\[bB]igg?[lr]?(?![a-zA-Z])", "", tex)
+    if as_block and "\\\\" in code and "\\begin{" not in code:
+        code = f"\\begin{{align*}}{code}\\end{{align*}}"
+    try:
+        return str(tex2mathml(code, as_block=as_block))
+    except MathError as error:
+        sphinx_logging.getLogger(__name__).warning("formula %r: %s", tex, error)
+        return f"<code>{html.escape(tex)}</code>"
 
 
 def link_pages(_: Any, page: str, source: list[str]) -> None:

@@ -181,11 +181,7 @@ class AuditReport:
     def _repr_html_(self) -> str:
         """The report as a notebook shows it."""
         facts = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self._facts())
-        tables = "".join(
-            f"<p><b>{escape(title)}</b></p><table>{''.join([_html_row('th', head), *(_html_row('td', r) for r in rows)])}"
-            "</table>"
-            for title, head, rows in self._tables()
-        )
+        tables = "".join(_html_table(*table) for table in self._tables())
         return f"<table>{facts}</table>{tables}<p>{escape(self.verdict)}<br>{escape(self.configured)}</p>"
 
     def to_dict(self) -> dict[str, Any]:
@@ -229,6 +225,11 @@ def _percent(share: float) -> str:
 
 def _html_row(kind: str, cells: list[str]) -> str:
     return f"<tr>{''.join(f'<{kind}>{escape(cell)}</{kind}>' for cell in cells)}</tr>"
+
+
+def _html_table(title: str, head: list[str], rows: list[list[str]]) -> str:
+    body = "".join([_html_row("th", head), *(_html_row("td", row) for row in rows)])
+    return f"<p><b>{escape(title)}</b></p><table>{body}</table>"
 
 
 def _table(title: str, head: list[str], rows: list[list[str]]) -> list[str]:
