@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+from docutils.nodes import SkipNode
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging as sphinx_logging
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -19,7 +25,7 @@ import lightning_biaskd  # noqa: E402
 project = "lightning_biaskd"
 author = "The lightning_biaskd authors"
 version = release = lightning_biaskd.__version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "myst_nb"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb"]
 
 html_theme = "furo"
 html_title = f"{project} {version}"
@@ -27,6 +33,8 @@ html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 
+html_math_renderer = "mathml"  # every browser draws it without a script, so the site works offline
+myst_update_mathjax = False
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks are shown as they were last executed; the tests execute them
@@ -51,9 +59,34 @@ def setup(app: Any) -> None:
     (HERE / "notebooks").mkdir()
     for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
         shutil.copy2(notebook, HERE / "notebooks")
+    app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
     app.connect("source-read", link_pages)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("missing-reference", passed_on)
+
+
+def inline_formula(translator: Any, node: Any) -> None:
+    """A formula within a line."""
+    translator.body.append(mathml(node.astext(), as_block=False))
+    raise SkipNode
+
+
+def block_formula(translator: Any, node: Any) -> None:
+    """A formula in a line of its own."""
+    translator.body.append(f'<div class="math">{mathml(node.astext(), as_block=True)}</div>')
+    raise SkipNode
+
+
+def mathml(tex: str, as_block: bool) -> str:
+    """A formula as MathML; its delimiters grow by themselves there. What can't be read is a warning."""
+    code = re.sub(r"\\[bB]igg?[lr]?(?![a-zA-Z])", "", tex)
+    if as_block and "\\\\" in code and "\\begin{" not in code:
+        code = f"\\begin{{align*}}{code}\\end{{align*}}"
+    try:
+        return str(tex2mathml(code, as_block=as_block))
+    except MathError as error:
+        sphinx_logging.getLogger(__name__).warning("formula %r: %s", tex, error)
+        return f"<code>{html.escape(tex)}</code>"
 
 
 def link_pages(_: Any, page: str, source: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,34 +138,51 @@ class AuditReport:
             done += f" With normalize=group one wrong view weighs as much as {ratio:.0f} right ones at {when}."
         return done
 
-    def __str__(self) -> str:
-        wrong = [c for c in self.classes if c.wrong_rate > 0]
-        worst = sorted(wrong, key=lambda c: -c.wrong_rate)
-        lines = [
-            f"Teacher     {self.teacher}",
-            f"Method      {self.method}",
-            f"Strategy    {self.strategy or 'none: plain distillation'}",
-            f"Seen        {self.views:,} training views, augmented, in {self.passes} pass{'es' * (self.passes > 1)}",
-            "",
-            f"Wrong on    {self.wrong:,} views, {self.wrong_rate:.2%}",
-            f"Confidence  {_percent(self.confidence_right)} where right, {_percent(self.confidence_wrong)} where "
-            f"wrong; calibration error {_percent(self.calibration_error)}",
+    def _facts(self) -> list[tuple[str, str]]:
+        """What a line each says, by its first word."""
+        facts = [
+            ("Teacher", self.teacher),
+            ("Method", self.method),
+            ("Strategy", self.strategy or "none: plain distillation"),
+            ("Seen", f"{self.views:,} training views, augmented, in {self.passes} pass{'es' * (self.passes > 1)}"),
+            ("Wrong on", f"{self.wrong:,} views, {self.wrong_rate:.2%}"),
+            (
+                "Confidence",
+                f"{_percent(self.confidence_right)} where right, {_percent(self.confidence_wrong)} where wrong; "
+                f"calibration error {_percent(self.calibration_error)}",
+            ),
         ]
         if self.wrong:
-            lines += [
-                f"Label       where wrong, it has {_percent(self.label_when_wrong)} of the probability and is the "
-                f"second choice on {_percent(self.label_second)}",
-                *_table("Classes most often wrong", ["class", "wrong", "views"], [
-                    [c.name, _percent(c.wrong_rate), f"{c.views:,}"] for c in worst[:10]
-                ]),
-                *_table("Commonest mistakes", ["label → answer", "views", "of the label's"], [
-                    [f"{m.label} → {m.answer}", f"{m.views:,}", _percent(m.share)] for m in self.mistakes[:10]
-                ]),
-                *_table("What each correction would do", ["mode", "τ", "label not on top", "probability moved"], [
-                    [c.mode, f"{c.temperature:g}", _percent(c.not_on_top), _percent(c.moved)] for c in self.corrections
-                ]),
-            ]  # fmt: skip
-        return "\n".join([*lines, "", self.verdict, self.configured])
+            label = f"where wrong, it has {_percent(self.label_when_wrong)} of the probability and is the second choice"
+            facts.append(("Label", f"{label} on {_percent(self.label_second)}"))
+        return facts
+
+    def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        """Title, head and rows of each table; those without rows are left out."""
+        worst = sorted((c for c in self.classes if c.wrong_rate > 0), key=lambda c: -c.wrong_rate)
+        tables = [
+            ("Classes most often wrong", ["class", "wrong", "views"], [
+                [c.name, _percent(c.wrong_rate), f"{c.views:,}"] for c in worst[:10]
+            ]),
+            ("Commonest mistakes", ["label → answer", "views", "of the label's"], [
+                [f"{m.label} → {m.answer}", f"{m.views:,}", _percent(m.share)] for m in self.mistakes[:10]
+            ]),
+            ("What each correction would do", ["mode", "τ", "label not on top", "probability moved"], [
+                [c.mode, f"{c.temperature:g}", _percent(c.not_on_top), _percent(c.moved)] for c in self.corrections
+            ]),
+        ]  # fmt: skip
+        return [table for table in tables if table[2]] if self.wrong else []
+
+    def __str__(self) -> str:
+        facts = [f"{name:12}{text}" for name, text in self._facts()]
+        tables = [line for table in self._tables() for line in _table(*table)]
+        return "\n".join([*facts[:4], "", *facts[4:], *tables, "", self.verdict, self.configured])
+
+    def _repr_html_(self) -> str:
+        """The report as a notebook shows it."""
+        facts = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self._facts())
+        tables = "".join(_html_table(*table) for table in self._tables())
+        return f"<table>{facts}</table>{tables}<p>{escape(self.verdict)}<br>{escape(self.configured)}</p>"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, of JSON's types; ``None`` for what has no samples."""
@@ -205,9 +223,16 @@ def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{share:.1%}"
 
 
+def _html_row(kind: str, cells: list[str]) -> str:
+    return f"<tr>{''.join(f'<{kind}>{escape(cell)}</{kind}>' for cell in cells)}</tr>"
+
+
+def _html_table(title: str, head: list[str], rows: list[list[str]]) -> str:
+    body = "".join([_html_row("th", head), *(_html_row("td", row) for row in rows)])
+    return f"<p><b>{escape(title)}</b></p><table>{body}</table>"
+
+
 def _table(title: str, head: list[str], rows: list[list[str]]) -> list[str]:
-    if not rows:
-        return []
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def line(row: list[str]) -> str:

@@ -25,14 +25,14 @@ _ENDINGS = (".csv", ".parquet")
 class PredictionWriter(BasePredictionWriter):
     """Writes what ``predict`` finds: a row for each image, ordered by index.
 
-    ================================== =========================================================
-    column                             meaning
-    ================================== =========================================================
-    ``index``                          place of the image in its data set, from 0
-    ``label``                          its label; empty where the batches hold images alone
-    ``predicted``                      the class with the highest probability
-    ``probability_0``, ``probability_1`` … softmax of the logits, one column for each class
-    ================================== =========================================================
+    ================= ======================================================
+    column            meaning
+    ================= ======================================================
+    ``index``         place of the image in its data set, from 0
+    ``label``         its label; empty where the batches hold images alone
+    ``predicted``     the class with the highest probability
+    ``probability_N`` softmax of the logits, one column for each class N
+    ================= ======================================================
 
     On several processes each image has one row, and the first process writes the file. The file appears whole or not at
     all. Nothing is logged.

@@ -35,8 +35,8 @@ def compare(
     """Runs what a matrix misses and writes its report.
 
     In ``output``: ``report.html``, ``report.md``, ``report.tex``, ``results.csv``, ``curves`` and ``intervals`` as
-    ``.png`` and ``.svg``, and a folder for each run under ``runs`` with its ``config.yaml``, ``run.log``, checkpoints and
-    ``result.json``. The report is updated while runs go on.
+    ``.png`` and ``.svg``, and a folder for each run under ``runs`` with its ``config.yaml``, ``run.log``, checkpoints
+    and ``result.json``. The report is updated while runs go on.
 
     Args:
         matrix: what to run.
@@ -84,9 +84,10 @@ def write_report(matrix: Matrix, outcome: Outcome, output: Path, title: str | No
         "Every run by hand is a line `command` of [results.csv](results.csv).",
     ]
     for name, figure in (("curves", draw(matrix, outcome.results)), ("intervals", differences)):
-        for form in ("png", "svg") if figure is not None else ():
-            with written_whole(output / f"{name}.{form}") as file:
-                figure.savefig(file, format=form, dpi=150)
+        for form in ("png", "svg"):
+            if figure is not None:
+                with written_whole(output / f"{name}.{form}") as file:
+                    figure.savefig(file, format=form, dpi=150)
     texts = {
         "report.md": "\n\n".join(markdown) + "\n",
         "report.tex": latex_table(matrix, outcome.results, title),
@@ -192,10 +193,8 @@ def run(arguments: list[str]) -> int:
         return 0
     try:
         if options.run is not None:
-            outcome = run_matrix(
-                matrix, output, options.jobs, options.threads, only=_named(matrix, output, options.run)
-            )
-            print(*(f"failed: {line}" for line in outcome.failures.values()), sep="\n", end="")
+            only = _named(matrix, output, options.run)
+            outcome = run_matrix(matrix, output, options.jobs, options.threads, only=only)
             return 1 if outcome.failures else 0
         outcome = compare(matrix, output, options.jobs, options.threads, options.title)
     except KeyboardInterrupt:

@@ -72,8 +72,8 @@ def run_matrix(
     """Runs what is missing.
 
     A run is done when its ``result.json`` is there, which appears whole or not at all. One that was killed goes on from
-    the checkpoint of its last whole epoch. Several processes, on one machine or on several with a shared folder, can work
-    on one matrix at a time: each run belongs to one of them while it lives, and all wait for the last run.
+    the checkpoint of its last whole epoch. Several processes, on one machine or on several with a shared folder, can
+    work on one matrix at a time: each run belongs to one of them while it lives, and all wait for the last run.
 
     Args:
         matrix: what to run.
@@ -104,10 +104,10 @@ def run_matrix(
         free = deque(range(jobs))
         try:
             while missing or workers:
-                while free and (run := _startable(missing, folders, outcome)):
+                while free and (chosen := _startable(missing, folders, outcome)):
                     slot = free.popleft()
                     device = devices[slot % len(devices)] if devices else None
-                    workers.append(_Worker(run, output, slot, threads, device))
+                    workers.append(_Worker(chosen, output, slot, threads, device))
                 if missing and not workers:
                     progress.wait(len(missing))
                     time.sleep(1)

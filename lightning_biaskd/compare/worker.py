@@ -85,8 +85,8 @@ def check(words: list[str]) -> None:
 def work(task: Task, channel: connection.Connection) -> None:
     """The whole life of a run's process: trains, tests, writes the result; tells how it goes over the channel.
 
-    Sends ``("share", done)`` after each epoch, and last ``("done", None)``, ``("failed", line)``, or ``("busy", None)`` where
-    another process is at work on the run.
+    Sends ``("share", done)`` after each epoch, and last ``("done", None)``, ``("failed", line)``, or ``("busy", None)``
+    where another process is at work on the run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and decides
     threading.Thread(target=_end_with_the_parent, daemon=True).start()

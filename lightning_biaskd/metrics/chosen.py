@@ -43,7 +43,7 @@ class ChosenMetrics(MetricCollection):
             raise UserError(f"metrics has two {repeated}: give a mapping from names of your choice to metrics")
         if taken := next((name for name in names if name in _OURS), None):
             raise UserError(f"metrics: {taken!r} is logged already: choose another name")
-        copies = dict(zip(names, copy.deepcopy(found), strict=True))
+        copies: dict[str, Metric | MetricCollection] = dict(zip(names, copy.deepcopy(found), strict=True))
         super().__init__(copies, prefix=prefix, compute_groups=False)
 
     def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]  # also a name of ModuleDict's

@@ -43,6 +43,19 @@ def report(trainer):
     return run
 
 
+def test_a_notebook_shows_the_report_as_tables(report):
+    data = Spoken(wrong=12)
+    data.class_names = ["<b>", *"cdefg"]
+    found = report(DistillationModule(network(), Sure()), data)
+    html = found._repr_html_()
+    assert "<td>12 views, 25.00%</td>" in html
+    assert html.count("<table>") == html.count("</table>") == 4
+    assert "&lt;b&gt;" in html
+    assert "<b>c" not in html
+    right = report(DistillationModule(network(), Sure()), Spoken(wrong=0))._repr_html_()
+    assert right.count("<table>") == 1
+
+
 def answers(module, data):
     image, target = data.loader.dataset.tensors
     return module.teacher(image).logits, target

@@ -73,8 +73,8 @@ def test_a_matrix_is_run_reported_and_not_run_again(capsys):
     out = capsys.readouterr().out
     assert "| swap | 2 |" in out
     assert "4 of 4 runs" in out
-    for folder in Path("out/runs/bias=none").iterdir():
-        assert {"config.yaml", "run.log", "metrics.csv", "checkpoints"} <= {path.name for path in folder.iterdir()}
+    for place in Path("out/runs/bias=none").iterdir():
+        assert {"config.yaml", "run.log", "metrics.csv", "checkpoints"} <= {path.name for path in place.iterdir()}
     before = {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*")}
     assert compare() == 0
     assert {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*")} == before
@@ -232,3 +232,82 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         folder.write_result(tmp_path, {"a": object()})
     assert json.loads((tmp_path / "result.json").read_text()) == {"a": 1}
+
+
+def start(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lightning_biaskd", "compare", "-c", "matrix.yaml", "--output", "out", *arguments]
+    return subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_two_processes_share_a_matrix_and_one_of_them_dies():
+    names = {name: {"model.kd_weight": weight} for weight, name in enumerate("abcd", 1)}
+    write_matrix(seeds=[0], axes={"w": names}, reference={}, flags={**SHORT, "trainer.max_epochs": 12})
+    one, other = start(), start()
+    wait_for(lambda: len(list(Path("out").rglob("last.ckpt"))) >= 2, 200)
+    os.killpg(one.pid, signal.SIGKILL)
+    said = other.communicate(timeout=200)[0]
+    assert other.returncode == 0, said
+    assert {name for name, _ in results()} == set("abcd")
+    for log in Path("out").rglob("run.log"):
+        assert log.read_text().count("`Trainer.fit` stopped") == 1  # none was trained twice
+    for result in results().values():
+        assert result["epochs"] == 12
+    assert "4 of 4 runs" in said
+    assert len(list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))) == 4
+
+
+def test_a_list_has_a_command_for_each_missing_run(capsys):
+    write_matrix(seeds=[0])
+    assert compare("--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    words = shlex.split(lines[1])
+    assert words[:2] == ["biaskd", "compare"]
+    with pytest.raises(SystemExit) as end:
+        main(words[1:])
+    assert end.value.code == 0
+    assert set(results()) == {("swap", 0)}
+    assert not Path("out/report.html").exists()
+    capsys.readouterr()
+    assert compare("--list") == 0
+    assert capsys.readouterr().out.splitlines() == lines[:1]
+    assert compare("--report") == 0
+    assert "1 of 2 runs" in capsys.readouterr().out
+    assert len(list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))) == 1
+    assert compare("--run", "bias=swap/seed0-0000000000") == 1
+    assert "the matrix has no run 'bias=swap/seed0-0000000000'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage", [b'{"last": {"acc1"', b"\xff\xfe", b"[]", b"{}", b'{"last": {"acc1": "high"}}', b"[" * 10**5]
+)
+def test_a_damaged_result_is_one_line_and_counts_as_none(damage, tmp_path, capsys):
+    (tmp_path / "result.json").write_bytes(damage)
+    assert folder.result_in(tmp_path) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is damaged" in line
+    assert "the run is repeated" in line
+
+
+def test_a_run_with_a_damaged_result_is_repeated(capsys):
+    write_matrix(seeds=[0], axes={"bias": {"none": "configs/bias/none.yaml"}})
+    assert compare() == 0
+    (path,) = Path("out").rglob("result.json")
+    before = json.loads(path.read_text())
+    path.write_text(path.read_text()[:100])
+    assert compare() == 0
+    assert "is damaged" in capsys.readouterr().err
+    after = json.loads(path.read_text())
+    assert (after["last"], after["best"], after["validation"]) == (before["last"], before["best"], before["validation"])
+
+
+def test_a_taken_folder_is_left_alone(tmp_path):
+    assert not folder.is_taken(tmp_path)
+    with folder.alone_in(tmp_path):
+        assert folder.is_taken(tmp_path)
+        with pytest.raises(folder.BusyError), folder.alone_in(tmp_path):
+            pass
+    assert not folder.is_taken(tmp_path)

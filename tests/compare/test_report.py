@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_biaskd.compare import Block, Matrix, Outcome, write_report
+from lightning_biaskd.compare import Block, Matrix, Outcome, intervals, write_report
 from lightning_biaskd.compare.curves import draw, svg
 from lightning_biaskd.compare.scheduler import runs_of
-from lightning_biaskd.compare.table import columns, csv_table, interval, lines, markdown_table, spread
+from lightning_biaskd.compare.table import columns, csv_table, interval, latex_table, lines, markdown_table, spread
 
 MATRIX = Matrix(
     axes={"method": {"kd": None, "<dkd>": None}, "bias": {"none": None, "a|b": None}},
@@ -178,3 +178,45 @@ def test_unknown_numbers_do_not_break_the_page(tmp_path):
     matrix = Matrix({"a": {"b": None}}, seeds=[0])
     write_report(matrix, Outcome({}, {}), tmp_path)
     assert 'data-value=""' in (tmp_path / "report.html").read_text()
+
+
+def test_cells_that_a_spreadsheet_would_run_are_marked():
+    names = ["=1+1", "+cmd", "-x", "@sum", "-0.5", "plain"]
+    matrix = Matrix({"a": dict.fromkeys(names)}, seeds=[0])
+    (some,) = (result(run) for run in runs_of(MATRIX)[:1])
+    runs = {run: {**some, "names": run.row.names} for run in runs_of(matrix)}
+    rows = list(csv.DictReader(csv_table(matrix, runs).splitlines()))
+    assert [row["a"] for row in rows] == ["'=1+1", "'+cmd", "'-x", "'@sum", "-0.5", "plain"]
+
+
+def test_the_latex_table_escapes_what_latex_reads(outcome):
+    text = latex_table(MATRIX, outcome.results, "Shirts & 50 %_{x}")
+    assert r"\caption{Shirts \& 50 \%\_\{x\}}" in text
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(body) == 5
+    assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) == 1
+    assert r"90.35 $\pm$ 0.40" in text
+    assert r"\textless{}dkd\textgreater{}" in text
+    assert r"a\textbar{}b" in text
+
+
+def test_intervals_are_drawn_for_rows_with_a_reference(outcome):
+    (ax,) = intervals.draw(MATRIX, outcome.results).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["kd, a|b", "<dkd>, a|b"]
+    points = {line.get_label(): line.get_xdata()[0] for line in ax.get_lines() if not line.get_label().startswith("_")}
+    assert points["kd, a|b"] == pytest.approx(3.0)
+    assert intervals.draw(MATRIX, {}) is None
+
+
+def test_an_outcome_is_a_table_in_a_notebook(outcome):
+    assert outcome._repr_html_() is None
+    outcome.matrix = MATRIX
+    html = outcome._repr_html_()
+    assert "<table" in html
+    assert "&lt;dkd&gt;" in html
+    assert "RuntimeError: a &lt; b" in html
+
+
+def test_the_title_names_the_axes_where_none_is_given(outcome, tmp_path):
+    write_report(MATRIX, outcome, tmp_path)
+    assert "<h1>Comparison by method and bias</h1>" in (tmp_path / "report.html").read_text()
