@@ -279,6 +279,7 @@ class ClassificationModule(ResumableModule):
         self._load_initial()
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         check_accumulation(self.trainer)
         self._load_initial()
         if not self.model.training:

@@ -34,6 +34,8 @@ class DynamicWeights(EpochCallback):
         UserError: the run has no end (neither ``max_epochs`` nor ``max_steps``), or γ leaves [0, 1].
     """
 
+    steers_training = True
+
     def __init__(
         self, schedule: Callable[[float], float] = cosine, interval: Literal["epoch", "step"] = "epoch"
     ) -> None:
