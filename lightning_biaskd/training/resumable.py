@@ -15,6 +15,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.guarded_loading import GuardedLoading
 from lightning_biaskd.randomness.state import of_all_processes, own_random_state, random_states
 from lightning_biaskd.training.checkpoint import DurableCheckpointIO
+from lightning_biaskd.training.full_disk import survive_full_disk
 from lightning_biaskd.training.loop_counters import put_right, rest_of
 from lightning_biaskd.training.resumption import Resumption
 from lightning_biaskd.training.run_record import compare, record
@@ -38,6 +39,7 @@ class ResumableModule(GuardedLoading, LightningModule):
             self.trainer.strategy.checkpoint_io = DurableCheckpointIO()
         if stage == TrainerFn.FITTING:
             self._stop_request = StopRequest(self.trainer)
+            survive_full_disk(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trainer = self.trainer

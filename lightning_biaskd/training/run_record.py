@@ -17,8 +17,19 @@ _NEVER = {"seed_everything", "data", "data.seed", "data.val_split", "optimizer"}
 """Another seed or split would validate on images that were trained on; another optimizer can't read the state."""
 _BETWEEN_EPOCHS = {"data.batch_size", "data.train_size", "processes", "accumulate_grad_batches", "limit_train_batches"}
 """What decides which batches an epoch has."""
-_PLACES = {"root", "num_workers", "download", "num_samples", "weights", "compile", "channels_last", "teacher_stream"}
-"""Settings that change nothing, or nothing after the start."""
+_PLACES = {
+    "bias",
+    "distiller",
+    "root",
+    "num_workers",
+    "download",
+    "num_samples",
+    "weights",
+    "compile",
+    "channels_last",
+    "teacher_stream",
+}
+"""Settings that change nothing after the start; the method, which is told in full elsewhere."""
 _UNKNOWN = object()
 
 
@@ -71,7 +82,10 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], within_epoch: boo
             f"the checkpoint's run had {what}: go on with the same{later} or begin a new run with the checkpoint as "
             "the initial weights"
         )
+    other_schedule = before.get("lr_scheduler") != now.get("lr_scheduler")
     for name in changed:
+        if name.startswith("lr_scheduler.") and other_schedule:
+            continue
         was, is_now = _shown(before.get(name)), _shown(now.get(name))
         if name.startswith(("optimizer.", "lr_scheduler.")):
             rank_zero_warn(f"{name} stays {was}, as in the checkpoint, and does not become {is_now}")
