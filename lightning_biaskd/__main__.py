@@ -24,10 +24,11 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: the arguments; ``None`` for those of the process.
     """
-    arguments = with_config(list(sys.argv[1:] if args is None else args))
+    arguments = list(sys.argv[1:] if args is None else args)
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))  # so that `biaskd`, like `python -m`, finds classes in files of one's own
     try:
+        arguments = with_config(arguments)
         if arguments[:1] == ["compare"]:
             from lightning_biaskd.compare.command import run  # it builds on this module
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import uuid
@@ -12,6 +13,11 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 _CHUNK = 1 << 20
 
@@ -44,6 +50,27 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def remove_stale_drafts(path: Path) -> None:
+    """Removes drafts of ``path`` that killed processes have left; one that is being written stays."""
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        try:
+            with draft.open("rb") as file:
+                _claim(file)
+            draft.unlink()
+        except OSError:
+            pass  # it is being written, or somebody else has removed it
+
+
+def _claim(file: IO[Any]) -> None:
+    """Locks a file until it is closed or its process ends.
+
+    Raises:
+        OSError: another process holds it.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def written_whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a draft next to ``path`` and renames it into place at the end, so that readers find all of it or nothing.
@@ -61,6 +88,7 @@ def written_whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with draft.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            _claim(file)
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -39,6 +39,9 @@ class EMA(Callback):
         UserError: a decay outside [0, 1), a module without ``model``, or weights spread by ``ModelParallelStrategy``.
     """
 
+    steers_training = True
+    averages_weights = True
+
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
         if not 0 <= decay < 1:
             raise UserError(f"decay must lie in [0, 1), got {decay}")
@@ -93,6 +96,9 @@ class EMA(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._averaged:
             self._exchange(pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_end(trainer, pl_module)  # which a resumed run that has nothing left to train leaves out
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._others is None:

@@ -55,6 +55,9 @@ class History(Callback):
     def on_epoch_noted(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called once an epoch is complete; on every rank."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._running, self._trained = trainer.current_epoch, False  # also where a run goes on within an epoch
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish(trainer, pl_module)
         self._running, self._trained = trainer.current_epoch, False

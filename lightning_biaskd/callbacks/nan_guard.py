@@ -34,6 +34,8 @@ class NaNGuard(Callback):
         UserError: in training, as above.
     """
 
+    steers_training = True
+
     def __init__(self, skip: bool = False, patience: int = 10) -> None:
         self.skip = skip
         self.patience = patience

@@ -14,7 +14,6 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info
 
 import lightning_biaskd
 import lightning_biaskd.data  # short class names in YAML work for what is imported
@@ -23,9 +22,15 @@ from lightning_biaskd.command_line.commands import Commands
 from lightning_biaskd.command_line.evaluation import EVALUATIONS, add_output, finish, prepare
 from lightning_biaskd.command_line.retired import read_files_of_version_0_1
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.training.checkpoint import DurableCheckpointIO, newest
+from lightning_biaskd.training.checkpoint import DurableCheckpointIO
+from lightning_biaskd.training.last_checkpoint import last_checkpoint
 from lightning_biaskd.training.passes import QUIET
 from lightning_biaskd.training.run_folder import run_folder
+
+_CKPT_PATH = (
+    "A checkpoint's path, or last: the checkpoint that is furthest in training, of all runs of this name, where their "
+    "ModelCheckpoint callbacks write. A fit that finds none begins anew; any other command then says so."
+)
 
 
 class BriefParser(LightningArgumentParser):
@@ -66,6 +71,9 @@ class BiasKDCLI(LightningCLI):
                 parser.add_argument(f"--{name}", help=SUPPRESS)  # of fit, whose YAML is read
         if subcommand == "predict":
             add_output(parser)
+        for action in parser._actions:
+            if action.dest == "ckpt_path" and action.help != SUPPRESS:
+                action.help = _CKPT_PATH
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -118,11 +126,8 @@ class BiasKDCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("ckpt_path") == "last":
-            runs = run_folder(self.trainer).parent
-            kwargs["ckpt_path"] = newest(runs.glob("*/checkpoints/*.ckpt"))
-            if kwargs["ckpt_path"] is None and subcommand != "fit":
-                raise UserError(f"there is no checkpoint in '{runs}' yet")
-            rank_zero_info(f"going on from '{kwargs['ckpt_path']}'" if kwargs["ckpt_path"] else "beginning anew")
+            found = last_checkpoint(self.trainer, begin_anew=subcommand == "fit")
+            kwargs["ckpt_path"] = None if found is None else str(found)
         return prepare(self.trainer, subcommand, kwargs, self._get(self.config, "output"))
 
     def after_validate(self) -> None:

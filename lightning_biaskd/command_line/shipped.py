@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_biaskd.errors import UserError
+
 _PACKAGE = Path(__file__).parents[1]
 CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
 """The shipped YAML files: inside an installed package, beside it in a checkout."""
@@ -30,10 +32,15 @@ def _default_config(arguments: list[str]) -> Path:
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, inline = flag.partition("=")
         if name == "--ckpt_path":
-            checkpoint = Path(inline or value).absolute()
-            run = checkpoint.parent.parent / "config.yaml"
-            if checkpoint.is_file() and run.is_file():
-                return run
+            checkpoint = Path(inline or value).expanduser().absolute()
+            runs = [folder.parent for folder in checkpoint.parents if folder.name == "checkpoints"]
+            found = [run / "config.yaml" for run in runs if (run / "config.yaml").is_file()]
+            if checkpoint.is_file() and found:
+                return found[0]
+            if checkpoint.is_file() or "://" in (inline or value):
+                raise UserError(
+                    f"the configuration of the run that wrote '{inline or value}' isn't beside it: name it with -c"
+                )
     return QUICKSTART
 
 

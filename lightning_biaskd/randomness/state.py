@@ -16,12 +16,16 @@ from lightning_biaskd.distributed.ranks import rank, world_size
 
 def random_states() -> list[dict[str, Any]]:
     """What Python, NumPy and torch would draw from next, for each process; to be called on all of them."""
-    own = _own_state()
-    states: list[Any] = [own]
+    return of_all_processes(own_random_state())
+
+
+def of_all_processes(own: Any) -> list[Any]:
+    """A plain value of each process; to be called on all of them."""
+    values: list[Any] = [own]
     if world_size() > 1:
-        states = [None] * world_size()
-        dist.all_gather_object(states, own)
-    return states
+        values = [None] * world_size()
+        dist.all_gather_object(values, own)
+    return values
 
 
 def restore_random_state(states: list[dict[str, Any]]) -> None:
@@ -33,7 +37,7 @@ def restore_random_state(states: list[dict[str, Any]]) -> None:
 @contextmanager
 def unchanged_random_state() -> Iterator[None]:
     """Puts this process's state back at the end, whatever was drawn."""
-    own = _own_state()
+    own = own_random_state()
     try:
         yield
     finally:
@@ -48,7 +52,8 @@ def drawing_from(seed: int) -> Iterator[None]:
         yield
 
 
-def _own_state() -> dict[str, Any]:
+def own_random_state() -> dict[str, Any]:
+    """What Python, NumPy and torch would draw from next in this process."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # what others draw from
     return {
         "python": random.getstate(),

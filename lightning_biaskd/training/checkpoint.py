@@ -2,86 +2,130 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.files import remove_stale_drafts, written_whole
 from lightning_biaskd.networks.weights import locate, read
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and then renames it, so that a kill or a full disk leaves the old one.
 
-    Where the disk is full, training goes on with a warning, and what the checkpoint was to replace stays, even if it
-    has another name. A checkpoint that is damaged or isn't there is refused in one line that names the newest whole one
-    beside it. Nothing but tensors and plain values is ever unpickled, whatever ``weights_only`` says, and a remote file
-    is read only where its address ends in its digest, see :func:`~lightning_biaskd.load_weights`.
+    Where the disk is full, training goes on with a warning, and the checkpoint that was to be replaced stays, even if
+    it has another name. A damaged or missing checkpoint is refused in one line that names another whole one. Only
+    tensors and plain values are unpickled, whatever ``weights_only`` says, and a remote file is read only where its
+    address ends in its digest, see :func:`~lightning_biaskd.load_weights`. Remote folders can be written to.
 
-    The modules of this package put it in place of Lightning's default, whatever Trainer runs them.
+    The modules of this package put it in place of Lightning's default, in any Trainer.
+
+    Attributes:
+        failed: whether the last checkpoint could not be written.
     """
 
-    _failed = False
+    failed = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        self.failed = False
         if "://" in str(path):  # a remote folder, which fsspec writes to
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         place = Path(path)
-        draft = place.with_name(f".{place.name}.{os.getpid()}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
+            remove_stale_drafts(place)
+            with written_whole(place) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(place)
-            self._failed = False
         except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
-            self._failed = True
-            draft.unlink(missing_ok=True)
-            others = newest(place.parent.glob("*.ckpt"))
-            kept = f"{others.name} is still there" if others else "there is none yet"
+            self.failed = True
+            other = newest(place.parent.glob("*.ckpt"))
+            kept = f"{other.name} is still there" if other else "there is none yet"
             rank_zero_warn(
                 f"no checkpoint could be written to '{place}' ({str(error).splitlines()[0]}): make room; {kept}, and "
                 "training goes on"
             )
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        if not self._failed:  # what was to replace it isn't there
+        if not self.failed:  # or what was to replace it isn't there
             super().remove_checkpoint(path)
 
     def load_checkpoint(
         self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        if "://" in str(path):
-            return cast("dict[str, Any]", read(locate(str(path))))
-        place = Path(path)
+        place = locate(str(path)) if "://" in str(path) else Path(path)
         if not is_whole(place):
-            others = newest(place.parent.glob("*.ckpt"))
-            remedy = f"go on from '{others}'" if others else "there is no other beside it"
+            other = newest(place.parent.glob("*.ckpt"))
+            remedy = f"go on from '{other}'" if other else "there is no other beside it"
             fault = "is damaged, probably cut off while it was written" if place.is_file() else "is not there"
-            fault = "is a folder" if place.is_dir() else fault
             raise UserError(f"the checkpoint '{path}' {fault}: {remedy}")
-        return cast("dict[str, Any]", read(place))
+        content = read(place)
+        if not is_checkpoint(content):
+            raise UserError(
+                f"'{path}' holds weights and is no checkpoint of a run: give it as the network's weights "
+                "(--model.weights, --model.student_weights or load_weights)"
+            )
+        return content  # type: ignore[no-any-return]
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether a Trainer wrote it."""
+    return isinstance(content, dict) and {"state_dict", "pytorch-lightning_version", "global_step"} <= content.keys()
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file that ``torch.save`` wrote has its end; its parts are verified by their checksums."""
+    """Whether a file can be read to its end, with the checksums of its parts where it has some.
+
+    A file that is whole but holds code is no damaged one; it is refused when it is read.
+    """
     try:
-        with zipfile.ZipFile(path) as parts:
-            return parts.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as parts:
+                if parts.testzip() is not None:
+                    return False
+        read(path)
+    except UserError as error:
+        return "holds pickled code" in str(error) and zipfile.is_zipfile(path)
+    except Exception:  # damage can raise anything, in zipfile as in torch
         return False
+    return True
 
 
-def newest(paths: Iterable[Path]) -> Path | None:
-    """The whole checkpoint that was written last, ``None`` for none."""
-    by_age = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((path for path in by_age if is_whole(path)), None)
+def newest(paths: Iterable[Path], resumable: bool = False) -> Path | None:
+    """The whole checkpoint that is furthest in training, ``None`` for none. Damaged ones are passed over with a line.
+
+    Args:
+        paths: candidates.
+        resumable: pass over those that hold weights alone.
+    """
+    found = [(progress, path) for path in paths if (progress := _progress(path, resumable)) is not None]
+    for _, path in sorted(found, reverse=True):
+        if is_whole(path):
+            return path
+        _pass_over(path)
+    return None
+
+
+def _progress(path: Path, resumable: bool) -> tuple[int, int, float] | None:
+    """Step, epoch and time of a checkpoint, without reading its tensors."""
+    try:
+        if zipfile.is_zipfile(path):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        else:
+            content = read(path)
+        step, epoch = int(content.get("global_step", -1)), int(content.get("epoch", -1))
+        written = path.stat().st_mtime
+    except Exception:  # see is_whole
+        _pass_over(path)
+        return None
+    return None if resumable and "optimizer_states" not in content else (step, epoch, written)
+
+
+def _pass_over(path: Path) -> None:
+    rank_zero_warn(f"'{path}' is passed over: it is damaged, or no checkpoint of a run")

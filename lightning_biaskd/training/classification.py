@@ -285,6 +285,7 @@ class ClassificationModule(ResumableModule):
         self._load_initial()
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         check_accumulation(self.trainer)
         self.meters.reset("train/")
         self._load_initial()

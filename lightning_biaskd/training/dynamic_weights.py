@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_biaskd.bias import BiasStrategy, cosine
+from lightning_biaskd.bias import BiasStrategy, constant, cosine
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.training.progress import EpochCallback
 
@@ -22,17 +23,21 @@ class DynamicWeights(EpochCallback):
     * ``interval="epoch"`` (paper): at the start of epoch e of E, :math:`t = e / E`.
     * ``interval="step"``: before optimizer step s of S, :math:`t = s / S`.
 
-    A run bounded by ``max_steps`` counts steps, ``interval="epoch"`` then looks at them once per epoch; with both
-    bounds, t is that of whichever is nearer. The module logs γ as ``bias/gamma``.
+    A run bounded by ``max_steps`` counts steps; ``interval="epoch"`` then takes those before the epoch's first one, so
+    that a run that goes on in the middle of an epoch has the same γ. With both bounds, t is that of whichever is
+    nearer. The module logs γ as ``bias/gamma``.
 
     Args:
         schedule: γ(t), from [0, 1] to [0, 1]: any of ``lightning_biaskd.bias`` (``cosine``, ``linear``, ``step``,
-            ``constant``, ``reversed_cosine``) or a function of one's own.
+            ``constant``, ``reversed_cosine``) or any other function.
         interval: ``"epoch"`` or ``"step"``.
 
     Raises:
-        UserError: the run has no end (neither ``max_epochs`` nor ``max_steps``), or γ leaves [0, 1].
+        UserError: the run's end isn't known in epochs or steps (``max_epochs`` or ``max_steps``; ``max_time`` would make
+            γ depend on the machine), the Trainer has two of these callbacks, or γ leaves [0, 1].
     """
+
+    steers_training = True
 
     def __init__(
         self, schedule: Callable[[float], float] = cosine, interval: Literal["epoch", "step"] = "epoch"
@@ -44,6 +49,14 @@ class DynamicWeights(EpochCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(isinstance(callback, DynamicWeights) for callback in callbacks) > 1:
+            raise UserError("the Trainer has two DynamicWeights callbacks, and the later would overrule: remove one")
+        if self.schedule is not constant and any(isinstance(callback, Timer) for callback in callbacks):
+            raise UserError(
+                "γ can't follow max_time, which ends training at another step on each machine: bound the run by "
+                "max_epochs or max_steps, or fix γ by DynamicWeights(constant)"
+            )
         self._progress(trainer)
         if not any(isinstance(module, BiasStrategy) for module in pl_module.modules()):
             rank_zero_warn("DynamicWeights found no BiasStrategy to schedule: this run distils plainly")
@@ -71,11 +84,17 @@ class DynamicWeights(EpochCallback):
         epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
         if trainer.max_steps < 0 and epochs < 0:
             raise UserError("DynamicWeights must know when training ends: set max_epochs or max_steps of the Trainer")
-        by_step = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
         if self.interval == "epoch":
             by_epoch = trainer.current_epoch / epochs if epochs > 0 else 0.0
+            by_step = _steps_before_epoch(trainer) / trainer.max_steps if trainer.max_steps > 0 else 0.0
             return min(max(by_epoch, by_step), 1.0)
         total = trainer.estimated_stepping_batches
         if total < 1 or math.isinf(total):
             raise UserError("the training data have no length, so steps can't be counted: set max_steps of the Trainer")
         return min(trainer.global_step / total, 1.0)
+
+
+def _steps_before_epoch(trainer: Trainer) -> int:
+    """Optimizer steps of the epochs before this one, from wherever in it the run goes on."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    return int(trainer.global_step - batches // trainer.accumulate_grad_batches)

@@ -1,0 +1,63 @@
+"""Where ``--ckpt_path last`` looks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.files import remove_stale_drafts
+from lightning_biaskd.training.checkpoint import newest
+from lightning_biaskd.training.run_folder import run_folder
+
+
+def last_checkpoint(trainer: Trainer, begin_anew: bool) -> Path | None:
+    """The checkpoint that is furthest in training among all that runs of this name wrote.
+
+    It looks where the Trainer's ``ModelCheckpoint`` callbacks write: in their ``dirpath``, or in the ``checkpoints``
+    folders of all versions of the run. A run without a logger has one folder, that of the Trainer.
+
+    Args:
+        trainer: of this run.
+        begin_anew: return ``None`` where there is no checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    patterns = _patterns(trainer)
+    candidates = {path for folder, pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    for path in candidates:
+        remove_stale_drafts(path)
+    found = newest(candidates, resumable=begin_anew)
+    if found is not None:
+        rank_zero_info(f"going on from '{found}'")
+    elif begin_anew:
+        rank_zero_info("beginning anew")
+    else:
+        places = " or ".join(sorted({f"'{folder}'" for folder, _ in patterns}))
+        raise UserError(f"there is no checkpoint in {places} yet")
+    return found
+
+
+def _patterns(trainer: Trainer) -> list[tuple[Path, str]]:
+    """Folders, and what checkpoints in them are called."""
+    run = run_folder(trainer)
+    found: list[tuple[Path, str]] = []
+    callbacks: list[Any] = [*trainer.checkpoint_callbacks] or [None]
+    for callback in callbacks:
+        depth = (getattr(callback, "filename", None) or "").count("/")  # val/acc1 in a file's name makes a folder
+        names = ["*/" * level + "*.ckpt" for level in {0, depth}]
+        folder = getattr(callback, "dirpath", None)
+        if folder is not None and "://" in str(folder):
+            rank_zero_warn(f"--ckpt_path last doesn't look in the remote folder '{folder}': copy a checkpoint from it")
+        elif folder is not None:
+            found += [(Path(folder), name) for name in names]
+        elif not trainer.loggers:
+            found += [(run, f"checkpoints/{name}") for name in names]
+        else:
+            versions = "*" if trainer.loggers[0].name else "version_*"  # other runs lie beside one without a name
+            found += [(run.parent, f"{versions}/checkpoints/{name}") for name in names]
+    return found
