@@ -1,4 +1,4 @@
-"""Knowledge distillation that does not hand the teacher's mistakes to the student, for PyTorch Lightning."""
+"""Knowledge distillation that does not pass the teacher's mistakes on to the student, for PyTorch Lightning."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
