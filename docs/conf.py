@@ -79,7 +79,8 @@ def block_formula(translator: Any, node: Any) -> None:
 
 def mathml(tex: str, as_block: bool) -> str:
     """A formula as MathML; its delimiters grow by themselves there. What can't be read is a warning."""
-    code = re.sub(r"\\[bB]igg?[lr]?(?![a-zA-Z])", "", tex)
+    code = re.sub(r"\\([bB]igg?[lr]?|textstyle)(?![a-zA-Z])", "", tex)
+    code = re.sub(r"\\dots(?![a-zA-Z])", r"\\ldots", code)
     if as_block and "\\\\" in code and "\\begin{" not in code:
         code = f"\\begin{{align*}}{code}\\end{{align*}}"
     try:
