@@ -77,9 +77,22 @@ def block_formula(translator: Any, node: Any) -> None:
     raise SkipNode
 
 
+DIALECT = {
+    r"\\[bB]igg?l?(?=[(\[])": r"\\left",
+    r"\\[bB]igg?r?(?=[)\]])": r"\\right",
+    r"\\([bB]igg?[lr]?|textstyle)(?![a-zA-Z])": "",
+    r"\\dots(?![a-zA-Z])": r"\\ldots",
+    r"(\\[dt]?frac)\s*(\d)\s*(\w)": r"\1{\2}{\3}",
+    r"(\\[dt]?frac)\s*(\w)(?=[{\\])": r"\1{\2}",
+}
+"""LaTeX that docutils reads otherwise than TeX does, and what it reads alike."""
+
+
 def mathml(tex: str, as_block: bool) -> str:
     """A formula as MathML; its delimiters grow by themselves there. What can't be read is a warning."""
-    code = re.sub(r"\\[bB]igg?[lr]?(?![a-zA-Z])", "", tex)
+    code = tex
+    for written, understood in DIALECT.items():
+        code = re.sub(written, understood, code)
     if as_block and "\\\\" in code and "\\begin{" not in code:
         code = f"\\begin{{align*}}{code}\\end{{align*}}"
     try:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lightning_biaskd.bias.rectify import Mode
 from lightning_biaskd.bias.strategy import Balance, Normalize
+from lightning_biaskd.files import written_whole
 
 ALMOST_NONE = 0.001
 """Below this wrong-rate there is nothing worth correcting."""
@@ -208,11 +209,12 @@ class AuditReport:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "audit.txt").write_text(f"{self}\n", encoding="utf-8")
-        (folder / "audit.json").write_text(
-            json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        draw(self).savefig(folder / "audit.png")
+        content = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        for name, text in (("audit.txt", str(self)), ("audit.json", content)):
+            with written_whole(folder / name, "w") as file:
+                file.write(f"{text}\n")
+        with written_whole(folder / "audit.png") as file:
+            draw(self).savefig(file, format="png")
 
 
 def _known(value: Any) -> Any:

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.files import written_whole
 from lightning_biaskd.plotting import require_matplotlib
 from lightning_biaskd.training.run_folder import run_folder
 
@@ -154,7 +155,8 @@ class EpochPicture(History):
         """Writes the file, and gives the picture to loggers and notebook."""
         path = run_folder(trainer) / f"{self.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        with written_whole(path) as file:
+            figure.savefig(file, format="png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(self.name, figure, trainer.global_step, close=False)

@@ -17,6 +17,7 @@ import yaml
 
 from lightning_biaskd.command_line.shipped import shipped
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.files import sha256
 
 Choice = str | list[str] | dict[str, Any] | None
 """What a name on an axis stands for: a YAML file, several, or flags (``config`` among them names files)."""
@@ -254,8 +255,4 @@ def _named(value: Any, *folders: Path) -> bytes:
 
 @cache
 def _file(path: str, _modified: int) -> bytes:
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.digest()
+    return bytes.fromhex(sha256(Path(path)))

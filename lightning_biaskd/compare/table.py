@@ -218,7 +218,7 @@ def latex_table(matrix: Matrix, results: Results, title: str) -> str:
 _LATEX = {
     **{sign: rf"\{sign}" for sign in "&%$#_{}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+    **{"[": "{[}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
     **{"±": r"$\pm$", "−": "$-$", "–": "--"},
 }
 
