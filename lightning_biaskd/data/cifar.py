@@ -67,14 +67,14 @@ class CIFAR10DataModule(InMemoryDataModule):
         path = Path(self.root, self.files.base_folder, name)
         if not path.is_file():
             raise UserError(
-                f"{self.files.__name__} is not in '{path.parent}', where {name} is missing: set data.root to the folder "
-                "above it, or data.download to true to fetch it from www.cs.toronto.edu/~kriz/cifar.html"
+                f"{self.files.__name__} is not in '{path.parent}', where {name} is missing: set data.root to the "
+                "folder above it, or data.download to true to fetch it from www.cs.toronto.edu/~kriz/cifar.html"
             )
         content = path.read_bytes()
         if self.verify and hashlib.md5(content).hexdigest() != md5:
             raise UserError(
-                f"'{path}' is not the published file, or damaged there: fetch it from www.cs.toronto.edu/~kriz/cifar.html, "
-                "or set data.verify to false to use it as it is"
+                f"'{path}' is not the published file, or damaged there: fetch it from "
+                "www.cs.toronto.edu/~kriz/cifar.html, or set data.verify to false to use it as it is"
             )
         try:
             held = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()

@@ -98,6 +98,7 @@ def test_rows_that_a_sampler_repeats_are_left_out(ranks, batch_size):
     assert unpadded_rows(torch.utils.data.DataLoader(IMAGES, 10), 10, 3) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
 def test_a_run_does_not_begin_where_an_earlier_one_of_the_same_data_went_on(trainer, tmp_path):
     def fit(data, ckpt_path=None, callbacks=(), **kwargs):
         epochs = []
