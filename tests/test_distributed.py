@@ -160,7 +160,7 @@ def test_the_quickstart_runs_on_two_processes(launcher, tmp_path):
     assert run.stdout.count("On the test set") == 1
     last = torch.load(tmp_path / "runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 2 * 18  # 1,131 images in batches of 2 x 32
-    assert (tmp_path / "cache" / "filled.bin").stat().st_size == 1257 * 10
+    assert (tmp_path / "cache" / "filled.bin").stat().st_size == 1257 * 10 * 4
     assert (tmp_path / "runs/quickstart/version_0/bias_monitor.png").is_file()
     (monitor,) = (state for key, state in last["callbacks"].items() if key == "BiasMonitor")
     for metrics in monitor["epochs"].values():

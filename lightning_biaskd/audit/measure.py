@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DistributedSampler
 from torchmetrics import Metric
 
@@ -25,27 +25,28 @@ from lightning_biaskd.networks.outputs import at_least_float32
 from lightning_biaskd.training.batches import labelled
 from lightning_biaskd.training.checks import check_labels, check_teacher
 from lightning_biaskd.training.distillation import DistillationModule
-from lightning_biaskd.training.passes import QUIET
+from lightning_biaskd.training.passes import QUIET, TeacherPass
 
 BINS = 20
 
 
 def audit(module: LightningModule, datamodule: LightningDataModule, trainer: Trainer | None = None) -> AuditReport:
-    """Sends the training data, augmented as in training, through the teacher and reports where it is wrong.
+    """Runs the teacher on the training data, augmented as in training, and reports where it is wrong.
 
-    Nothing is trained or changed. On several processes each image is counted once, and every process gets the report.
+    Nothing is trained or changed. With several processes each image is counted once, and every process gets the report.
 
     Args:
         module: a :class:`~lightning_biaskd.DistillationModule`, of any method and strategy.
         datamodule: the data that it would be trained on.
-        trainer: gives the device, the precision and the number of passes (its ``max_epochs``); it should neither log
-            nor save. ``None`` for one pass on what there is.
+        trainer: determines the device, the precision and the number of passes (its ``max_epochs``); it should neither
+            log nor save. ``None`` for one pass on the available device, in 32-true.
 
     Returns:
         The report; ``print(report)``, ``report.save("folder")``.
 
     Raises:
-        UserError: the module has no teacher; it is not finite or has other classes than the data; labels out of range.
+        UserError: the module has no teacher; the teacher's logits are not finite or of another number of classes than
+            the data; labels out of range.
 
     Example:
         >>> from lightning_biaskd.data import DigitsDataModule
@@ -69,7 +70,7 @@ def audit(module: LightningModule, datamodule: LightningDataModule, trainer: Tra
 
 
 class _Confidence(Metric):
-    """How the teacher's confidence is spread, on right and on wrong views, and what it thinks of the label on these."""
+    """Histograms of the teacher's confidence on right and on wrong views, and its probability of the label on these."""
 
     full_state_update = False
     histogram: Tensor
@@ -95,7 +96,7 @@ class _Confidence(Metric):
 
 
 class _Moved(Metric):
-    """Total variation distance that a rectification moves the teacher's distribution, mean over all views."""
+    """Mean total variation distance between the teacher's distributions before and after rectification."""
 
     full_state_update = False
     moved: Tensor
@@ -116,30 +117,24 @@ class _Moved(Metric):
         return self.moved / self.seen
 
 
-class _Auditor(LightningModule):
-    """Is fitted as a student would be, so that data are augmented and spread over processes, and learns nothing."""
+class _Auditor(TeacherPass):
+    """Counts where the teacher is wrong on the batches that a student would be trained on."""
 
     def __init__(self, module: DistillationModule, num_classes: int | None) -> None:
-        super().__init__()
+        super().__init__(module, num_classes)
         self.automatic_optimization = False
-        self.teacher = module.teacher
-        self.num_classes = num_classes
         self.space = module.bias.space if isinstance(module.bias, BiasStrategy) else "probs"
         self.temperatures = sorted(
             {float(term.temperature) for term, _ in module.distiller.terms() if term.reads == "logits"}
         )
         self.meters = Meters()
-        self.anchor = nn.Parameter(torch.zeros(1))  # DDP refuses a module without parameters
         self.values: dict[str, Any] = {}
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD([self.anchor], lr=0.0)  # never stepped; without one Lightning would warn
 
     @torch.no_grad()
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> None:
         image, target = labelled(batch, batch_idx)[:2]
         logits = self.teacher(image).logits
-        # of copies on the CPU the values of every batch are read
+        # copies on the CPU, so that the values of every batch are checked
         check_labels(target.cpu(), logits, self.num_classes or logits.shape[1], batch_idx, "the teacher")
         check_teacher(logits.cpu(), logits, batch_idx)
         own = self._own(len(target), batch_idx).to(target.device)
@@ -152,17 +147,14 @@ class _Auditor(LightningModule):
             self.meters.update(f"not on top {mode} {tau}", NotOnTop, logits, rectified, target)
             self.meters.update(f"moved {mode} {tau}", partial(_Moved, tau), logits, rectified)
 
-    def validation_step(self, *_: Any) -> None:
-        """Without one, Lightning would warn."""
-
     def _own(self, rows: int, batch_idx: int) -> Tensor:
-        """Which rows count here: all but those that a DistributedSampler adds so that all processes have as many."""
+        """Which rows count: all except those that a DistributedSampler adds to make the processes' shares equal."""
         loader = flattened(self.trainer.train_dataloader)[0]
         sampler = getattr(loader, "sampler", None)
         if not isinstance(sampler, DistributedSampler) or not loader.batch_size:
             return torch.ones(rows, dtype=torch.bool)
         size = int(loader.batch_size)
-        images = min(size, len(sampler) - batch_idx * size)  # each may be there in several views
+        images = min(size, len(sampler) - batch_idx * size)  # each may occur in several views
         return torch.arange(rows) % images < unpadded_rows(loader, batch_idx, images)
 
     def on_train_end(self) -> None:

@@ -65,7 +65,7 @@ class Exported(nn.Module):
     @torch.no_grad()
     def difference(self, other: nn.Module) -> float:
         """Greatest difference of the logits, as a share of the greatest of them or of 1."""
-        pairs = [(self(image), other(image)) for image in map(self.example, BATCHES)]
+        pairs = [(self(image), logits_of(other(image))) for image in map(self.example, BATCHES)]
         return float(
             torch.stack([(mine - its).abs().max() / mine.abs().max().clamp_min(1) for mine, its in pairs]).max()
         )
@@ -90,7 +90,7 @@ class ONNXNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         (logits,) = self.session.run(None, {"image": image.detach().cpu().numpy()})
-        return torch.from_numpy(logits)
+        return torch.from_numpy(logits).to(image.device)
 
 
 def _captured(exported: Exported, capture: Callable[..., Any]) -> Any:

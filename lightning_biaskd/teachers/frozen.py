@@ -1,4 +1,4 @@
-"""The teacher: present in the step, absent from everything that is trained, saved or sent."""
+"""The teacher: part of every step, but of nothing that is trained, saved or sent."""
 
 from __future__ import annotations
 
@@ -8,48 +8,61 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import fingerprint
 from lightning_biaskd.networks.class_map import ClassMap
 from lightning_biaskd.networks.inputs import InputConversion
+from lightning_biaskd.networks.kinds import graph_constants, is_graph, unwrapped
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.weights import load_weights
-from lightning_biaskd.teachers.backends import Backend, Precision, accelerate
+from lightning_biaskd.teachers.backends import Backend, Precision, accelerate, half_precision, plain
 from lightning_biaskd.teachers.stream import join_side_stream, on_side_stream
+from lightning_biaskd.teachers.trial import tried
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 class FrozenTeacher(nn.Module):
-    """A network that answers and never changes.
+    """A network whose weights never change, for use as a teacher.
 
-    The network is kept out of the module tree, so that it has no parameters, buffers or state dict as far as anybody
-    else can see: no optimizer updates it, no checkpoint holds it, DDP neither broadcasts nor reduces it, and
-    SyncBatchNorm conversion passes it by. It still follows ``.to()``, ``.cuda()`` and ``.half()``, stays in eval mode
+    The network is kept out of the module tree, so it has no parameters, buffers or state dict for the rest of the
+    program: no optimizer updates it, no checkpoint contains it, DDP neither broadcasts nor reduces it, and
+    SyncBatchNorm conversion skips it. It still follows ``.to()``, ``.cuda()`` and ``.half()``, stays in eval mode
     through every ``.train()``, and its forward records no graph.
 
+    TorchScript and exported programs are accepted for methods that read logits only. A network inside
+    ``torch.compile``, ``DataParallel`` or DDP is taken out of it. A network in half precision runs in its own precision
+    unless ``precision`` says otherwise, and its logits are float32.
+
+    The first call tries the network on a few images. A warning says if its outputs are probabilities, differ from call
+    to call, or depend on the other images in the batch.
+
     Args:
-        model: the trained network.
+        model: the trained network. A :class:`~lightning_biaskd.ClassificationModule` loads its own ``weights``.
         weights: where to load its weights from (see :func:`~lightning_biaskd.networks.weights.load_weights`);
             ``None`` takes the network as it is.
         layers: layers whose output a feature distiller reads, see :class:`~lightning_biaskd.FeatureTap`.
-        embedding: whether to hand out the classifier and what it reads. Its parameters are frozen, so that on the
-            teacher's features it records no graph either.
-        convert: makes of the images those that the network was trained to see, ``None`` where they are.
-        classes: puts its logits in the order of the data set's classes, ``None`` where they are.
-        backend: how it is run, see :func:`~lightning_biaskd.teachers.backends.accelerate`. The first call prepares
-            it, from the weights that the network has then; if calls will be compiled, make one before.
-        precision: of its weights and arithmetic, likewise.
+        embedding: whether the outputs include the classifier and what it reads. Its parameters are frozen, so it
+            records no graph on the teacher's features either.
+        convert: converts images to the network's training format; ``None`` if they already have it.
+        classes: puts the logits in the order of the data set's classes; ``None`` if they already are.
+        backend: how the network is run, see :func:`~lightning_biaskd.teachers.backends.accelerate`. The first call
+            prepares it, with the weights of that moment; if calls will be compiled, make one before.
+        precision: of its weights and arithmetic; ``None`` for its own if that is half precision, and otherwise the
+            Trainer's.
         stream: on a GPU, let :meth:`queue` use a CUDA stream of its own, so that the network's work may overlap with
             the student's forward.
 
     Attributes:
         model: the network itself.
         as_built: whether the network came with its weights, as no ``weights`` were given.
+        fault: why its outputs can't be stored in a cache; ``None`` if they can, or before the first call.
 
     Raises:
-        UserError: weights that don't fit the network, or an unknown layer.
+        UserError: weights that don't fit the network, parameters without values, or an unknown layer; in the first
+            call, images that the network does not take.
 
     Example:
         >>> teacher = FrozenTeacher(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
@@ -72,21 +85,36 @@ class FrozenTeacher(nn.Module):
         stream: bool = False,
     ) -> None:
         super().__init__()
+        if isinstance(model, FrozenTeacher):
+            raise UserError("this teacher is a FrozenTeacher already: give the network in it, its model")
+        model = unwrapped(model)
+        if (layers or embedding) and is_graph(model):
+            raise UserError(
+                f"{type(model).__name__} is a captured graph, whose layers can't be read: choose a method that reads "
+                "logits, or build the network by its code"
+            )
         self.as_built = weights is None
         if weights is not None:
             load_weights(model, weights)
-        self.__dict__["model"] = model.requires_grad_(False).eval()  # past nn.Module's registration, on purpose
+        elif callable(load_initial := getattr(model, "_load_initial", None)):  # of a module of ours
+            load_initial()
+        self.__dict__["model"] = _frozen(model)  # past nn.Module's registration, on purpose
         self._tap = FeatureTap(model, layers, embedding)
         self.convert = convert
         self.classes = classes
+        # conversions inside the network, which learn from the data module how images are normalised
+        inside = [m for m in model.modules() if isinstance(m, InputConversion) and m.given is None]
+        self.conversions = nn.ModuleList(inside) if inside else None
         self._backend: Backend = backend
-        self.precision = precision
+        self.precision = precision or half_precision(model)
         self.stream = stream
+        self.fault: str | None = None
+        self._tried = False
         self._run: Callable[[Tensor], Outputs] | None = None
 
     @property
     def backend(self) -> Backend:
-        """How the network is run; the next call prepares for another."""
+        """How the network is run; the next call prepares it again after a change."""
         return self._backend
 
     @backend.setter
@@ -131,17 +159,41 @@ class FrozenTeacher(nn.Module):
     def _outputs_of(self, image: Tensor) -> Outputs:
         image = image if self.convert is None else self.convert(image)
         if self._run is None:
-            self._run = accelerate(self._tap, image, self.backend, self.precision)
-        outputs = self._run(image)
+            self._prepare(image)
+        outputs = self._run(image)  # type: ignore[misc]
         return outputs if self.classes is None else self.classes.outputs(outputs)
 
+    def _prepare(self, image: Tensor) -> None:
+        if not self._tried:
+            self.fault = tried(self._tap, plain(self._tap), image)
+            self._tried = True
+        backend = self.backend if self.fault is None else "plain"  # what is prepared is compared with the network
+        self._run = accelerate(self._tap, image, backend, self.precision)
+
     def fingerprint(self) -> str:
-        """Names what it answers: its layers, weights and precision, and what is done to images and classes."""
+        """Identifies the outputs: layers, weights and precision, and what is done to images and classes."""
         classes = None if self.classes is None else self.classes.index
-        weights = self.model.state_dict()
-        given = repr(self.model), list(weights), repr(self.convert), self.precision
-        return fingerprint(*given, classes, *weights.values())
+        state = self.model.state_dict()
+        fixed = {name: buffer for name, buffer in self.model.named_buffers() if name not in state}
+        given = repr(self.model), list(state), list(fixed), repr(self.convert), self.precision
+        return fingerprint(*given, classes, *state.values(), *fixed.values(), *graph_constants(self.model))
 
     def extra_repr(self) -> str:
         count = sum(p.numel() for p in self.model.parameters())
         return f"{type(self.model).__name__}, {count:,} frozen parameters"
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    _evaluate(model)
+    return model
+
+
+def _evaluate(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError:  # an exported program stays in the mode in which it was captured
+        model.training = False
+        for child in model.children():
+            _evaluate(child)

@@ -6,10 +6,15 @@ them waits for the device.
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.networks.kinds import is_exported, is_graph, own_dtype, unwrapped
+from lightning_biaskd.networks.probabilities import warn_of_probabilities
+
+_FULL = ("32-true", "64-true", "16-mixed", "bf16-mixed")
 
 
 def may_read(tensor: Tensor, batch_idx: int) -> bool:
@@ -47,6 +52,41 @@ def check_teacher(teacher: Tensor, student: Tensor, batch_idx: int) -> None:
         raise UserError(
             f"the teacher's logits hold NaN or infinity in batch {batch_idx}: check its weights and the normalisation "
             "of its input; nothing was updated in this step"
+        )
+
+
+def check_student_outputs(logits: Tensor, batch_idx: int, network: str) -> None:
+    """Warns in the first batch of an epoch where a network that is trained gives probabilities."""
+    if batch_idx == 0:
+        warn_of_probabilities(logits, network)
+
+
+def check_student(network: nn.Module, stage: str, precision: str) -> None:
+    """The network must be code with values in single precision or more, which alone can be trained and exported.
+
+    Args:
+        network: what is trained, or tested.
+        stage: ``"fit"``, ``"test"`` and so on.
+        precision: the Trainer's.
+
+    Raises:
+        UserError: it isn't.
+    """
+    name = type(network).__name__
+    if (stage == "fit" and is_graph(network)) or is_exported(network):
+        raise UserError(
+            f"{name} is a captured graph (TorchScript or an exported program), which can be a teacher but no student: "
+            "build the network by its code and load its weights"
+        )
+    if stage == "fit" and unwrapped(network) is not network:
+        raise UserError(
+            f"the student is wrapped in {name}: give the network inside; compile: true compiles it, and "
+            "trainer.strategy spreads it over devices"
+        )
+    if stage == "fit" and own_dtype(network) in (torch.float16, torch.bfloat16) and precision in _FULL:
+        raise UserError(
+            f"{name} came in half precision, in which updates are lost: call its float(), and set trainer.precision to "
+            "bf16-mixed or bf16-true for half precision in training"
         )
 
 

@@ -21,7 +21,7 @@ from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.weights import load_weights, mismatch
 from lightning_biaskd.renamed import refuse_renamed_methods
 from lightning_biaskd.training.batches import check_one_loader, images_of, labelled
-from lightning_biaskd.training.checks import check_accumulation, check_labels
+from lightning_biaskd.training.checks import check_accumulation, check_labels, check_student, check_student_outputs
 from lightning_biaskd.training.hyperparameters import save_plain_arguments
 from lightning_biaskd.training.learning_rate import scale_learning_rate
 from lightning_biaskd.training.resumable import ResumableModule
@@ -174,6 +174,7 @@ class ClassificationModule(ResumableModule):
             UserError: another number of classes than the data's, or labels out of range.
         """
         check_labels(target, logits, self.num_classes or logits.shape[1], batch_idx, type(self.model).__name__)
+        check_student_outputs(logits, batch_idx, type(self.model).__name__)
 
     def count_accuracy(self, prefix: str, logits: Tensor, target: Tensor) -> None:
         """Adds a batch to the accuracies logged under ``{prefix}acc1`` and ``{prefix}acc5``.
@@ -242,6 +243,7 @@ class ClassificationModule(ResumableModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        check_student(self.model, stage, str(self.trainer.precision))
         datamodule = getattr(self.trainer, "datamodule", None)
         self.num_classes = getattr(datamodule, "num_classes", None)
         self.connect_data(datamodule)
