@@ -103,7 +103,7 @@ def opened(refresh_rate: int) -> ProgressLine:
     if in_notebook():
         return _NotebookLine(refresh_rate)
     console = get_console()  # the one that everything else prints to, so that it prints above the line
-    if console.is_terminal and not console.is_dumb_terminal:
+    if _in_terminal(console) and not console.is_dumb_terminal:
         return _TerminalLine(console, refresh_rate)
     return ProgressLine()
 
@@ -123,6 +123,11 @@ def rendered(what: str, done: int, total: float, words: list[str], width: int) -
     return grid
 
 
+def _in_terminal(console: Console) -> bool:
+    """Whether somebody looks; FORCE_COLOR makes a pipe look like a terminal to Rich."""
+    return console.is_terminal and console.file.isatty()
+
+
 def counted(done: int, total: float) -> str:
     """How many of how many."""
     return f"{done}/{total:.0f}" if math.isfinite(total) else f"{done}"
@@ -133,7 +138,7 @@ def fitting(start: str, words: list[str], end: list[str]) -> str:
     console, words = get_console(), list(words)
     while True:
         line = f"{start}: {', '.join([*words, *end])}"
-        if not words or not console.is_terminal or len(line) < console.width:
+        if not words or not _in_terminal(console) or len(line) < console.width:
             return line
         words.pop()
 

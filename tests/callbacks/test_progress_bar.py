@@ -93,10 +93,22 @@ def test_nothing_is_printed_where_it_is_off(off, trainer, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_pipe_with_forced_colours_is_a_pipe(trainer, monkeypatch, capsys):
+    console = Console(file=sys.stdout, force_terminal=True)
+    monkeypatch.setattr(progress_line, "get_console", lambda: console)
+    fit(trainer, distillation(), max_epochs=2)
+    assert [line[:9] for line in capsys.readouterr().out.splitlines()] == ["Epoch 1/2", "Epoch 2/2"]
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
 @pytest.fixture
 def terminal(monkeypatch):
     """A terminal of 80 columns; what it was sent."""
-    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24, _environ={})
+    console = Console(file=Screen(), force_terminal=True, width=80, height=24, _environ={})
     for module in (progress_line, progress_bar, sys.modules["lightning_biaskd.callbacks.result_table"]):
         monkeypatch.setattr(module, "get_console", lambda: console)
     return console.file

@@ -248,6 +248,7 @@ def test_two_processes_share_a_matrix_and_one_of_them_dies():
     one, other = start(), start()
     wait_for(lambda: len(list(Path("out").rglob("last.ckpt"))) >= 2, 200)
     os.killpg(one.pid, signal.SIGKILL)
+    one.communicate()
     said = other.communicate(timeout=200)[0]
     assert other.returncode == 0, said
     assert {name for name, _ in results()} == set("abc")
