@@ -1,4 +1,4 @@
-"""A page for each method, out of methods.md, methods.yaml, references.bib and the docstrings."""
+"""Builds a page for each method from methods.md, methods.yaml, references.bib and the docstrings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rows() -> dict[str, dict[str, str]]:
 
 
 def notes() -> dict[str, dict[str, str | None]]:
-    """When to take each method, and the key of its citation."""
+    """When to use each method, and the key of its citation."""
     return yaml.safe_load((HERE / "methods.yaml").read_text(encoding="utf-8"))
 
 
@@ -74,13 +74,13 @@ def card(name: str) -> str:
             f"```{{literalinclude}} ../../configs/method/{file}\n:caption: configs/method/{file}\n```\n"
             for file in files
         ),
-        *([f"## To cite\n\n```bibtex\n{references()[note['cite']]}\n```\n"] if note["cite"] else []),
+        *([f"## Citation\n\n```bibtex\n{references()[note['cite']]}\n```\n"] if note["cite"] else []),
     ]
     return "\n".join(parts)
 
 
 def write(folder: Path) -> None:
-    """All cards, and none besides; unchanged ones are left alone, so that Sphinx needn't read them again."""
+    """Writes all pages and removes stale ones. Unchanged pages stay, so that Sphinx does not read them again."""
     folder.mkdir(exist_ok=True)
     pages = {folder / f"{name}.md": card(name) for name in methods()}
     for stale in set(folder.iterdir()) - set(pages):

@@ -148,7 +148,7 @@ def quickstart(bias: Path, plain: Path) -> str:
         text(30, 55, "by digit, on the augmented training images [%]", "small"),
         text(470, 36, "The student where the teacher is wrong", "title"),
         text(470, 55, "share of these training images that the student gets right, by epoch", "small"),
-        chart(500, 80, 430, 220, {"other": without, "wrong": with_strategy}),
+        chart(500, 80, 430, 220, {"right": without, "wrong": with_strategy}),
     ]
     scale = 190 / max(rates)
     for digit, rate in enumerate(rates):
@@ -162,7 +162,7 @@ def quickstart(bias: Path, plain: Path) -> str:
     parts += [
         '<path class="curve wrong" d="M560,340 h24"/>',
         text(590, 345, "with the strategy (`biaskd fit`)".replace("`", ""), "small"),
-        '<path class="curve other" d="M760,340 h24"/>',
+        '<path class="curve right" d="M760,340 h24"/>',
         text(790, 345, "plain distillation", "small"),
     ]
     return drawing(

@@ -21,7 +21,7 @@ from lightning_biaskd.errors import UserError
 class ImageFolderDataModule(InMemoryDataModule):
     """Any data set of class folders that fits in memory: ``root/train``, and ``root/test`` or ``root/val``.
 
-    Each image is decoded once, resized and cropped to a square, and then kept as bytes: 3 · ``image_size``² for each.
+    Each image is decoded once, resized and cropped to a square, and then kept as bytes, three for each pixel.
     Training views are as for CIFAR: padded, cropped and mirrored on the device. They can be counted, so a
     :class:`~lightning_biaskd.TeacherCache` works. Images of more than about 100 pixels are better decoded anew in each
     epoch, by :class:`ImageNetDataModule`.
