@@ -285,15 +285,15 @@ def test_an_error_of_a_worker_is_its_last_line():
     assert "Traceback" not in line.partition("(")[0]
 
 
-def test_ctrl_c_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(DistillationModule, "losses", raised_in("net.py", "", "KeyboardInterrupt"))
-    for command in ("fit", "audit"):
-        with pytest.raises(SystemExit) as end:
-            if command == "audit":
-                monkeypatch.setattr(Commands, "audit", raised_in("net.py", "", "KeyboardInterrupt"))
-            main([command] if command == "audit" else ["fit", *FAST])
-        assert end.value.code == 130
-        assert capsys.readouterr().err.splitlines()[-1] == "biaskd: error: stopped by Ctrl-C"
+@pytest.mark.parametrize("command", ["fit", "audit"])
+def test_ctrl_c_is_one_line(command, monkeypatch, capsys):
+    stop = raised_in("net.py", "", "KeyboardInterrupt")
+    monkeypatch.setattr(DistillationModule, "losses", stop)
+    monkeypatch.setattr("lightning_biaskd.command_line.commands.audit", stop)
+    with pytest.raises(SystemExit) as end:
+        main([command, *(FAST if command == "fit" else [])])
+    assert end.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "biaskd: error: stopped by Ctrl-C"
 
 
 @pytest.mark.parametrize(
