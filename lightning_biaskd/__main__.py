@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-from lightning_biaskd.command_line.parser import BiasKDCLI, command_line, fail
-from lightning_biaskd.command_line.shipped import with_config
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.command_line.run import run
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -24,26 +17,13 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: the arguments; ``None`` for those of the process.
     """
-    arguments = list(sys.argv[1:] if args is None else args)
-    if not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.append(str(Path.cwd()))  # so that `biaskd`, like `python -m`, finds classes in files of one's own
-    try:
-        arguments = with_config(arguments)
-        if arguments[:1] == ["compare"]:
-            from lightning_biaskd.compare.command import run  # it builds on this module
+    run(args=args, further={"compare": _compare})
 
-            sys.exit(run(arguments[1:]))
-        command_line(BiasKDCLI, arguments)
-    except (UserError, MisconfigurationException, FileNotFoundError, IsADirectoryError) as error:
-        fail(str(error), status=1)
-    except RuntimeError as error:
-        if not (told := re.search(r"expected input.* channels, but got \d+ channels", str(error))):
-            raise
-        fail(
-            f"{told[0]}: build the networks with the data's in_channels, or say by teacher_input or student_input "
-            "what they were trained to see",
-            status=1,
-        )
+
+def _compare(arguments: list[str]) -> int:
+    from lightning_biaskd.compare.command import run as compare  # only this command needs it
+
+    return compare(arguments)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from data_files import write_idx
 from tiny import snapshot, unchanged
 
+import lightning_biaskd
 from lightning_biaskd import ClassificationModule, DistillationModule, load_weights
 from lightning_biaskd.__main__ import main
+from lightning_biaskd.command_line import BiasKDCLI, run
+from lightning_biaskd.command_line.arguments import BriefParser
+from lightning_biaskd.command_line.complaints import explained
 from lightning_biaskd.models import CIFARResNet
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*callbacks used to create")
@@ -63,8 +69,14 @@ def test_a_checkpoint_is_named_from_beside_it(checkpoint, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_the_other_commands_take_a_checkpoint(command, checkpoint):
+def test_the_other_commands_take_a_checkpoint(command, checkpoint, monkeypatch):
+    loaded = []
+    load = DistillationModule.on_load_checkpoint
+    monkeypatch.setattr(
+        DistillationModule, "on_load_checkpoint", lambda self, content: (loaded.append(content), load(self, content))
+    )
     main([command, "--ckpt_path", checkpoint, "--trainer.limit_predict_batches", "1", *FAST[6:10]])
+    assert [content["global_step"] for content in loaded] == [3]
 
 
 def test_a_run_of_the_command_line_loads_from_its_checkpoint(checkpoint):
@@ -119,6 +131,10 @@ def test_networks_of_other_libraries_are_named_like_ours(model, arguments):
         student += ["--trainer.limit_train_batches", "0", "--trainer.limit_val_batches", "0"]
         student += ["--test_after_fit", "false"]
     main(["fit", *FAST, *student])
+    last = torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
+    classifiers = {"fc.weight", "linear.weight", "classifier.weight"}
+    weights = [v for k, v in last["state_dict"].items() if k.removeprefix("model.") in classifiers]
+    assert [len(weight) for weight in weights] == [10]
 
 
 def test_each_generation_teaches_the_next():
@@ -219,13 +235,153 @@ def test_a_checkpoint_of_another_model_is_one_line(capsys, checkpoint):
     assert "the checkpoint does not fit CIFARResNet: probably another network" in line
 
 
-def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
-    def broken(*_):
-        raise RuntimeError("a bug")
+def raised_in(file, message="a bug", kind="RuntimeError"):
+    """A method that raises an error as if it stood in a file."""
+    space = {}
+    exec(compile(f"def losses(*_):\n    raise {kind}({message!r})", file, "exec"), space)
+    return space["losses"]
 
-    monkeypatch.setattr(DistillationModule, "losses", broken)
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+    ours = str(Path(lightning_biaskd.__file__).parent / "training" / "step.py")
+    monkeypatch.setattr(DistillationModule, "losses", raised_in(ours))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["fit", *FAST])
+
+
+def test_an_error_of_foreign_code_is_one_line_with_its_place(monkeypatch, capsys):
+    monkeypatch.setattr(DistillationModule, "losses", raised_in("/elsewhere/net.py"))
+    line = fails(capsys, "fit", *FAST)
+    assert "RuntimeError: a bug (raised in /elsewhere/net.py:2" in line
+    monkeypatch.setenv("BIASKD_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["fit", *FAST])
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (ValueError("Expected more than 1 value per channel when training"), "--data.drop_last true"),
+        (AssertionError("Wrong image height! Expected 224 but got 32!"), "--data.image_size"),
+        (RuntimeError("Expected to have finished reduction in the prior iteration"), "ddp_find_unused_parameters_true"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "lower --data.batch_size"),
+        (AttributeError("'X' object has no attribute 'backbone'"), "BackboneFinetuning needs"),
+        (OSError(28, "No space left on device"), "No space left"),
+        (NotADirectoryError(20, "Not a directory", "runs"), "Not a directory: 'runs'"),
+    ],
+)
+def test_a_known_complaint_has_its_remedy(error, remedy):
+    assert remedy in explained(error)
+
+
+def test_an_error_of_a_worker_is_its_last_line():
+    try:
+        raise ValueError("no such image")
+    except ValueError:
+        text = f"Caught ValueError in DataLoader worker process 0.\nOriginal {traceback.format_exc()}"
+    line = explained(ValueError(text))
+    assert line.startswith("ValueError: no such image (raised in ")
+    assert "Traceback" not in line.partition("(")[0]
+
+
+@pytest.mark.parametrize("command", ["fit", "audit"])
+def test_ctrl_c_is_one_line(command, monkeypatch, capsys):
+    stop = raised_in("net.py", "", "KeyboardInterrupt")
+    monkeypatch.setattr(DistillationModule, "losses", stop)
+    monkeypatch.setattr("lightning_biaskd.command_line.commands.audit", stop)
+    with pytest.raises(SystemExit) as end:
+        main([command, *(FAST if command == "fit" else [])])
+    assert end.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "biaskd: error: stopped by Ctrl-C"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"trainer: {max_epochs: \xff}", "not UTF-8"),
+        (b"trainer:\n\tmax_epochs: 3", "a tab: indent with spaces"),
+        (b"trainer: {max_epochs: 1}\ntrainer: {max_epochs: 2}", "sets 'trainer' twice, in lines 1 and 2"),
+        (b"- 1", "must be keys and values"),
+    ],
+)
+def test_a_damaged_configuration_is_one_line(content, says, capsys):
+    Path("own.yaml").write_bytes(content)
+    assert says in fails(capsys, "fit", "-c", "own.yaml")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["-c", "."], "a folder is given"),
+        (["-c", "configs/method/dkdd.yaml"], "did you mean configs/method/dkd.yaml"),
+        (["--model.distiller", "DKDD"], "did you mean DKD?"),
+        (["--model.student", "lightning_biaskd.models.resnet88"], "did you mean lightning_biaskd.models.resnet8?"),
+        (["--data", "DigitsDatModule"], "did you mean DigitsDataModule?"),
+        (["--model.distiller.temprature", "3"], "did you mean temperature?"),
+        (["--trainer.max_epohcs", "3"], "did you mean max_epochs?"),
+    ],
+)
+def test_a_misspelt_name_gets_a_suggestion(args, says, capsys):
+    assert says in fails(capsys, "fit", *args)
+
+
+def test_a_path_in_the_home_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("home").mkdir()
+    Path("home/own.yaml").write_text("data: {class_path: FashionMNISTDataModule, init_args: {root: ~/images}}")
+    flags = ["-c", "configs/quickstart.yaml", "-c", "~/own.yaml", "--model.student_weights=~/net.pt"]
+    assert f"no Fashion-MNIST file in '{tmp_path}/home/images'" in re.sub(
+        r"file .* in '", "file in '", fails(capsys, "fit", *flags)
+    )
+
+
+def test_names_are_listed(capsys):
+    main(["list"])
+    text = capsys.readouterr().out
+    for name in ("DKD", "lightning_biaskd.models.resnet8", "DigitsDataModule", "EMA", "configs/method/dkd.yaml"):
+        assert f"  {name}\n" in text
+    assert "did you mean" not in text
+    assert "knows no dat" in fails(capsys, "list", "dat")
+
+
+def test_a_command_line_of_ones_own(capsys):
+    class MyCLI(BiasKDCLI):
+        def add_arguments_to_parser(self, parser):
+            super().add_arguments_to_parser(parser)
+            parser.add_argument("--project", default="mine")
+
+    with pytest.raises(SystemExit) as end:
+        run(MyCLI, ["fit", "-c", "configs/recipe/teacher_digits.yaml", "--project", "x", "--print_config"])
+    assert end.value.code == 0
+    assert "project: x" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        run(MyCLI, ["fit", "-c", "nothing.yaml"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("biaskd: error: there is no configuration file")
+
+
+def test_builders_get_only_what_the_user_gave():
+    parser = BriefParser()
+    parser.add_subclass_arguments(torch.nn.Module, "net")
+    for name in ("resnext50_32x4d", "wide_resnet50_2", "shufflenet_v2_x0_5", "swin_t"):
+        words = ["--net", f"torchvision.models.{name}", "--net.num_classes", "3", "--net.weights", "null"]
+        with torch.device("meta"):
+            parser.instantiate(parser.parse_args(words))
+
+
+def test_the_rate_follows_the_length_of_the_run():
+    main(["fit", *FAST, "--trainer.max_epochs", "4", "--test_after_fit", "false", "--trainer.limit_train_batches", "1"])
+    last = torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["lr_schedulers"][0]["T_max"] == 4
+    assert last["lr_schedulers"][0]["_last_lr"] == [pytest.approx(0, abs=1e-9)]
+
+
+def test_the_summary_shows_the_frozen_teacher(capsys):
+    main(["fit", *FAST, "--trainer.enable_model_summary", "true", "--test_after_fit", "false"])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "FrozenTeacher" in line]
+    assert "frozen" in row
+    assert "eval" in row
 
 
 def test_the_command_outside_this_process():
@@ -248,6 +404,8 @@ def test_shipped_files_are_found_by_name_from_anywhere(flag, capsys):
 
 def test_a_date_is_a_seed():
     main(["fit", *FAST, "--data.seed", "20261124", "--seed_everything", "4294967295"])
+    saved = yaml.safe_load(Path("runs/quickstart/version_0/config.yaml").read_text())
+    assert (saved["data"]["init_args"]["seed"], saved["seed_everything"]) == (20261124, 4294967295)
 
 
 def test_a_class_in_the_current_folder_is_found(monkeypatch, capsys):

@@ -8,7 +8,8 @@ import torchvision
 import yaml
 
 from lightning_biaskd import ClassificationModule, DistillationModule, UserError
-from lightning_biaskd.command_line.parser import BiasKDCLI, BriefParser
+from lightning_biaskd.command_line.arguments import BriefParser
+from lightning_biaskd.command_line.parser import BiasKDCLI
 from lightning_biaskd.command_line.shipped import CONFIGS
 from lightning_biaskd.data import ImageDataModule
 

@@ -26,6 +26,7 @@ from lightning_biaskd.training.batches import labelled
 from lightning_biaskd.training.checks import check_labels, check_teacher
 from lightning_biaskd.training.distillation import DistillationModule
 from lightning_biaskd.training.passes import QUIET, TeacherPass
+from lightning_biaskd.training.untrained_teacher import warn_of_untrained
 
 BINS = 20
 
@@ -66,7 +67,9 @@ def audit(module: LightningModule, datamodule: LightningDataModule, trainer: Tra
     trainer.fit(auditor, datamodule=datamodule)
     if not auditor.values:
         raise UserError("audit gets nothing back from processes that Lightning spawns: use the ddp strategy")
-    return _report(module, auditor, getattr(datamodule, "class_names", None), trainer.fit_loop.max_epochs or 1)
+    report = _report(module, auditor, getattr(datamodule, "class_names", None), trainer.fit_loop.max_epochs or 1)
+    warn_of_untrained(module.teacher, 1 - report.wrong_rate, len(report.classes))
+    return report
 
 
 class _Confidence(Metric):

@@ -4,6 +4,7 @@ from lightning_biaskd.callbacks.bias_monitor import BiasMonitor
 from lightning_biaskd.callbacks.curve_plot import CurvePlot
 from lightning_biaskd.callbacks.ema import EMA
 from lightning_biaskd.callbacks.history import EpochPicture, History
+from lightning_biaskd.callbacks.model_summary import DistillationSummary
 from lightning_biaskd.callbacks.nan_guard import NaNGuard
 from lightning_biaskd.callbacks.prediction_writer import PredictionWriter
 from lightning_biaskd.callbacks.progress_bar import DistillationProgressBar
@@ -15,6 +16,7 @@ __all__ = [
     "BiasMonitor",
     "CurvePlot",
     "DistillationProgressBar",
+    "DistillationSummary",
     "DynamicWeights",
     "EpochPicture",
     "History",

@@ -40,6 +40,8 @@ class Commands(Trainer):
             passes: How often the training data are gone through, each time augmented anew.
         """
         require_matplotlib()
+        if passes < 1:
+            raise UserError(f"passes={passes}: the audit needs one pass over the training data at least")
         self.fit_loop.max_epochs = passes
         report = audit(model, datamodule, self)
         if self.is_global_zero:

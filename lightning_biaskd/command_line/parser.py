@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import re
-import sys
 import warnings
 from argparse import SUPPRESS
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelSummary, RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_biaskd
 import lightning_biaskd.data  # short class names in YAML work for what is imported
-from lightning_biaskd.callbacks import DistillationProgressBar, ResultTable
+from lightning_biaskd.callbacks import DistillationProgressBar, DistillationSummary, ResultTable
+from lightning_biaskd.command_line.arguments import BriefParser
 from lightning_biaskd.command_line.commands import Commands
 from lightning_biaskd.command_line.evaluation import EVALUATIONS, add_output, finish, prepare
 from lightning_biaskd.command_line.retired import read_files_of_version_0_1
+from lightning_biaskd.command_line.shipped import expanded
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.training.checkpoint import DurableCheckpointIO
 from lightning_biaskd.training.last_checkpoint import last_checkpoint
@@ -31,17 +31,6 @@ _CKPT_PATH = (
     "A checkpoint's path, or last: the checkpoint that is furthest in training, of all runs of this name, where their "
     "ModelCheckpoint callbacks write. A fit that finds none begins anew; any other command then says so."
 )
-
-
-class BriefParser(LightningArgumentParser):
-    """Says what is wrong in one line, and doesn't list every ``nn.Module`` there is as a possible network."""
-
-    def format_help(self, *args: Any, **kwargs: Any) -> str:
-        help_text: str = super().format_help(*args, **kwargs)
-        return re.sub(r",\s+known\s+subclasses:\s+torch\.nn\.Module,[^)]*\)", ")", help_text)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(f"{message} (see --help)", status=2)
 
 
 class SaveConfigBesideCheckpoints(SaveConfigCallback):
@@ -95,7 +84,7 @@ class BiasKDCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         # Lightning would warn of explicit arguments, and ours always are
-        self.config = parser.parse_args(cast("list[str]", args))
+        self.config = expanded(parser.parse_args(cast("list[str]", args)))
 
     def _parse_ckpt_path(self) -> None:
         """Keeps the configuration that was asked for: Lightning 2.6 would overrule it by the checkpoint's."""
@@ -103,11 +92,13 @@ class BiasKDCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:  # of a constructor, under jsonargparse's account of where it was called
+        except Exception as error:  # of a constructor, under jsonargparse's account of where it was called
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
-            raise UserError(str(cause)) from error
+            if isinstance(cause, ValueError):
+                raise UserError(str(cause)) from error
+            raise cause from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand in ("audit", "cache"):  # they leave no trace of a run
@@ -119,6 +110,9 @@ class BiasKDCLI(LightningCLI):
         if type(trainer.progress_bar_callback) is RichProgressBar:
             bar = trainer.callbacks.index(trainer.progress_bar_callback)  # type: ignore[attr-defined]
             trainer.callbacks[bar] = DistillationProgressBar()  # type: ignore[attr-defined]
+        for place, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
+            if type(callback) in (ModelSummary, RichModelSummary):
+                trainer.callbacks[place] = DistillationSummary(callback._max_depth)  # type: ignore[attr-defined]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = DurableCheckpointIO()  # for users' own modules too
         return trainer
@@ -159,7 +153,8 @@ def command_line(cli_class: type[BiasKDCLI], arguments: list[str], **kwargs: Any
             "prog": "biaskd",
             "description": lightning_biaskd.__doc__,
             "version": lightning_biaskd.__version__,
-            "epilog": "Beside these: biaskd compare -c MATRIX.yaml runs a matrix of trainings and reports on it.",
+            "epilog": "Two more commands: biaskd compare -c MATRIX.yaml runs a matrix of trainings and reports on it; "
+            "biaskd list prints the names of methods, networks, data, callbacks and configuration files.",
         },
     }
     return cli_class(
@@ -172,9 +167,3 @@ def command_line(cli_class: type[BiasKDCLI], arguments: list[str], **kwargs: Any
         args=arguments,
         **{**settings, **kwargs},
     )
-
-
-def fail(message: str, status: int) -> NoReturn:
-    """Prints a message as one line and exits."""
-    print("biaskd: error:", " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(status)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
 
 from lightning_biaskd.errors import UserError
 
@@ -14,8 +18,9 @@ QUICKSTART = CONFIGS / "quickstart.yaml"
 
 def with_config(arguments: list[str]) -> list[str]:
     """Finds shipped files by their name in the repository, and puts in a configuration where none is given."""
-    if not arguments or arguments[0].startswith("-"):
+    if not arguments or arguments[0].startswith("-") or arguments[0] == "list":
         return arguments
+    arguments = [_at_home(argument) for argument in arguments]
     flags = [argument.partition("=")[0] for argument in arguments]
     if arguments[0] != "compare" and not {"-c", "--config", "-h", "--help"}.intersection(flags):
         return [arguments[0], "--config", str(_default_config(arguments)), *arguments[1:]]
@@ -26,6 +31,35 @@ def with_config(arguments: list[str]) -> list[str]:
             argument = f"{flag}={shipped(value)}"
         found.append(shipped(argument) if before in ("-c", "--config") else argument)
     return found
+
+
+def config_values(arguments: list[str]) -> list[str]:
+    """The values of ``-c`` and ``--config``."""
+    flags = ("-c", "--config")
+    pairs = [argument.partition("=") for argument in arguments]
+    inline = [value for flag, equals, value in pairs if flag in flags and equals]
+    return inline + [value for flag, value in pairwise(arguments) if flag in flags]
+
+
+def _at_home(argument: str) -> str:
+    """An argument with the home folder in place of a leading ``~/``, also behind ``--flag=``."""
+    flag, equals, value = argument.partition("=")
+    if equals and flag.startswith("--"):
+        return f"{flag}={expanded(value)}"
+    return str(expanded(argument))
+
+
+def expanded(value: Any) -> Any:
+    """A configuration with the home folder in place of ``~/`` at the start of every string in it."""
+    if isinstance(value, str):
+        return str(Path(value).expanduser()) if value.startswith("~/") else value
+    if isinstance(value, list):
+        return [expanded(item) for item in value]
+    if isinstance(value, Namespace):
+        return Namespace(**{key: expanded(item) for key, item in vars(value).items()})  # type: ignore[no-untyped-call]
+    if isinstance(value, dict):
+        return {key: expanded(item) for key, item in value.items()}
+    return value
 
 
 def _default_config(arguments: list[str]) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]  # public, if not in its __all__
 
-from lightning_biaskd.command_line.parser import BriefParser
+from lightning_biaskd.command_line.arguments import BriefParser
 from lightning_biaskd.compare import intervals
 from lightning_biaskd.compare.curves import draw
 from lightning_biaskd.compare.folder import RESULT, result_in

@@ -27,7 +27,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 import lightning_biaskd
 from lightning_biaskd.callbacks import History
-from lightning_biaskd.command_line.parser import BiasKDCLI, BriefParser, command_line
+from lightning_biaskd.command_line.arguments import BriefParser
+from lightning_biaskd.command_line.parser import BiasKDCLI, command_line
 from lightning_biaskd.command_line.shipped import shipped
 from lightning_biaskd.compare.folder import BusyError, alone_in, result_in, write_result
 from lightning_biaskd.errors import UserError

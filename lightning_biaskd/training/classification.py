@@ -25,6 +25,7 @@ from lightning_biaskd.training.checks import check_accumulation, check_labels, c
 from lightning_biaskd.training.hyperparameters import save_plain_arguments
 from lightning_biaskd.training.learning_rate import scale_learning_rate
 from lightning_biaskd.training.resumable import ResumableModule
+from lightning_biaskd.training.schedules import fitted
 from lightning_biaskd.training.step import Step, accuracy, cross_entropy
 
 
@@ -329,6 +330,7 @@ class ClassificationModule(ResumableModule):
             raise UserError(f"the optimizer or its scheduler refuses its arguments: {error}") from error
         if scheduler is None:
             return optimizer
+        scheduler = fitted(scheduler, self.trainer, self.lr_interval)
         schedule = {"scheduler": scheduler, "interval": self.lr_interval}
         if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau
             schedule["monitor"] = scheduler.monitor

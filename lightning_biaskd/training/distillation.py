@@ -34,6 +34,7 @@ from lightning_biaskd.training.dynamic_weights import DynamicWeights
 from lightning_biaskd.training.progress import EpochCallback
 from lightning_biaskd.training.rehearsal import some_images
 from lightning_biaskd.training.step import Distillation, Step
+from lightning_biaskd.training.untrained_teacher import warn_of_untrained
 
 
 class DistillationModule(ClassificationModule):
@@ -232,10 +233,16 @@ class DistillationModule(ClassificationModule):
     def log_meters(self, stage: str) -> dict[str, Tensor]:
         """Logs and empties the meters of a stage, and logs the gap between student and teacher."""
         values = super().log_meters(stage)
+        self._warn_of_untrained(stage, values)
         if f"{stage}/teacher_acc1" in values:
             gap = values[f"{stage}/acc1"] - values[f"{stage}/teacher_acc1"]
             self.log(f"{stage}/gap", gap, prog_bar=True, sync_dist=True)
         return values
+
+    def _warn_of_untrained(self, stage: str, values: dict[str, Tensor]) -> None:
+        right = values.get(f"{stage}/teacher_acc1", 1 - values.get("bias/wrong_rate", torch.tensor(0.0)))
+        if self.num_classes is not None:
+            warn_of_untrained(self.teacher, float(right), self.num_classes)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -1,0 +1,121 @@
+"""Learning rates that follow the length of the run, and a warning for those that don't."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
+
+from lightning_biaskd.errors import UserError
+
+Scheduler = TypeVar("Scheduler")
+
+
+class CosineOverRun(CosineAnnealingLR):
+    r"""PyTorch's ``CosineAnnealingLR`` whose ``T_max`` is the length of the run.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        T_max: epochs (or steps) to the lowest rate; ``None`` for the whole run.
+        eta_min: the lowest rate.
+    """
+
+    def __init__(self, optimizer: Optimizer, T_max: int | None = None, eta_min: float = 0.0) -> None:  # noqa: N803
+        self.follows = T_max is None
+        super().__init__(optimizer, T_max or 1, eta_min)
+
+    def fit_to(self, length: int) -> None:
+        """Sets the length of the run, in epochs or steps."""
+        self.T_max = length
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "T_max"})
+
+
+class StepsOverRun(MultiStepLR):
+    """PyTorch's ``MultiStepLR`` with milestones as shares of the run.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        milestones: increasing shares of the run, in (0, 1); whole numbers are epochs (or steps).
+        gamma: factor of the rate at each milestone.
+    """
+
+    def __init__(self, optimizer: Optimizer, milestones: Sequence[float], gamma: float = 0.1) -> None:
+        if any(milestone <= 0 for milestone in milestones):
+            raise ValueError(f"milestones {list(milestones)} must be positive: shares of the run, or epochs")
+        self.shares = list(milestones)
+        self.follows = any(milestone < 1 for milestone in milestones)
+        super().__init__(optimizer, [1], gamma)
+        self.fit_to(1)
+
+    def fit_to(self, length: int) -> None:
+        """Sets the length of the run, in epochs or steps."""
+        self.milestones = Counter(max(1, round(m * length) if m < 1 else int(m)) for m in self.shares)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        skipped = ("milestones", "shares")
+        super().load_state_dict({name: value for name, value in state_dict.items() if name not in skipped})
+
+
+def fitted(scheduler: Scheduler, trainer: Trainer, interval: str) -> Scheduler:
+    """Fits a scheduler to the length of the run, or warns if its own length is another.
+
+    Args:
+        scheduler: one of this module is fitted in place; others are left as they are.
+        trainer: of the run.
+        interval: whether the scheduler steps every ``"epoch"`` or every ``"step"``.
+
+    Raises:
+        UserError: the run has no length that the schedule could follow.
+    """
+    if getattr(scheduler, "follows", False):
+        if (length := _length(trainer, interval)) is None:
+            raise UserError(
+                "the learning rate follows the length of the run, which is unknown: set trainer.max_epochs or "
+                "trainer.max_steps, or name another lr_scheduler"
+            )
+        scheduler.fit_to(length)  # type: ignore[attr-defined]
+    elif (told := _own_length(scheduler)) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        name, own = told
+        length = _length(trainer, interval)
+        past_end = length is not None and name == "milestones" and own >= length
+        if length is not None and (past_end or (name != "milestones" and own != length)):
+            rank_zero_warn(
+                f"{type(scheduler).__name__} has {name} {own} and the run has {length} {interval}s: set {name} to fit, "
+                "or use CosineOverRun or StepsOverRun of lightning_biaskd.training.schedules, which follow the run"
+            )
+    return scheduler
+
+
+def _own_length(scheduler: Any) -> tuple[str, int] | None:
+    kind = type(scheduler).__name__
+    if kind in ("MultiStepLR", "StepsOverRun"):
+        return "milestones", max(scheduler.milestones, default=0)
+    name = {
+        "CosineAnnealingLR": "T_max",
+        "CosineOverRun": "T_max",
+        "OneCycleLR": "total_steps",
+        "PolynomialLR": "total_iters",
+    }.get(kind)
+    return (name, getattr(scheduler, name)) if name else None
+
+
+def _length(trainer: Trainer, interval: str) -> int | None:
+    """Epochs or steps of the run, if they are known."""
+    if interval == "epoch" and trainer.max_epochs not in (None, -1) and trainer.max_steps == -1:
+        return max(1, trainer.max_epochs or 0)
+    steps = trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        return None
+    if interval == "step":
+        return max(1, int(steps))
+    trainer.fit_loop.setup_data()
+    batches = trainer.num_training_batches / trainer.accumulate_grad_batches
+    return None if math.isinf(batches) else max(1, math.ceil(steps / max(1, math.ceil(batches))))
