@@ -8,6 +8,7 @@ import torchvision
 import yaml
 
 from lightning_biaskd import ClassificationModule, DistillationModule, UserError
+from lightning_biaskd.bias import Plain
 from lightning_biaskd.command_line.arguments import BriefParser
 from lightning_biaskd.command_line.parser import BiasKDCLI
 from lightning_biaskd.command_line.shipped import CONFIGS
@@ -125,8 +126,8 @@ def test_the_progress_bar_is_ours_unless_another_is_asked_for():
 
 def test_plain_distillation_by_file_and_by_flag():
     pair = [COMPLETE["data"], COMPLETE["pair"]]
-    assert instantiate(*pair, "bias/none.yaml").model.bias is None
-    assert instantiate(*pair, extra=["--model.bias", "null"]).model.bias is None
+    assert isinstance(instantiate(*pair, "bias/none.yaml").model.bias, Plain)
+    assert isinstance(instantiate(*pair, extra=["--model.bias", "null"]).model.bias, Plain)
 
 
 def test_a_weighted_sum_in_yaml(tmp_path):

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_biaskd.bias import trust as trust_forms
 from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import CORRECTIONS, Mode, Space, rectify_logits
@@ -19,10 +20,12 @@ from lightning_biaskd.networks.outputs import Outputs, with_logits
 Normalize = Literal["group", "batch"]
 Balance = Literal["complement", "ramp"]
 Features = Literal["drop", "keep"]
+Trust = Literal["student", "wsld", "bounded"]
+_TRUST = {"student": trust_forms.student, "wsld": trust_forms.wsld, "bounded": trust_forms.bounded}
 
 
 class BiasLoss(NamedTuple):
-    """What :class:`BiasStrategy` returns; scalars.
+    """What :class:`BiasStrategy` returns.
 
     Under DDP the losses are scaled so that their mean over the ranks is the loss of the joined batch.
 
@@ -31,7 +34,8 @@ class BiasLoss(NamedTuple):
         right: the part of right samples, before the weight of dynamic learning.
         rectified: the part of wrong samples, likewise.
         wrong_rate: share of samples on which the teacher is wrong.
-        trust: (B,) how far the strategy trusts the teacher on each sample, detached; ``None`` if it weighs none.
+        trust: (B,) the share of its weight that the distillation loss of each sample keeps after elimination, γ and
+            trust, detached; the mean over the methods of a sum. ``None`` of a strategy that weighs no sample.
     """
 
     total: Tensor
@@ -72,6 +76,11 @@ class BiasStrategy(nn.Module):
             there were no strategy.
         sync: sum the counts over the ranks, and let pairwise methods compare the samples of all; ``False`` leaves each
             rank its own, which is not the same method.
+        trust: multiplies the loss of each sample by the trust in the teacher on it, see
+            :mod:`lightning_biaskd.bias.trust`: ``"student"``, ``"wsld"``, ``"bounded"``, or ``None`` for 1.
+        refund: give the weight that the teacher loses on a sample back to its cross-entropy. With the share :math:`a_i`
+            that elimination, γ and trust leave to a sample (``trust`` of :class:`BiasLoss`), the step's loss is the mean
+            of :math:`(w_{ce} + w_{kd}(1 - a_i))\,\mathrm{CE}_i + w_{kd}\, a_i \ell_i`. It needs ``normalize="batch"``.
 
     Attributes:
         gamma: buffer, γ in [0, 1]; 0 at first. Not in the state dict: it is a function of progress alone.
@@ -100,6 +109,8 @@ class BiasStrategy(nn.Module):
         space: Space = "probs",
         features: Features = "drop",
         sync: bool = True,
+        trust: Trust | None = None,
+        refund: bool = False,
     ) -> None:
         super().__init__()
         for name, value, words in (
@@ -108,15 +119,20 @@ class BiasStrategy(nn.Module):
             ("balance", balance, get_args(Balance)),
             ("space", space, get_args(Space)),
             ("features", features, get_args(Features)),
+            ("trust", trust, (*get_args(Trust), None)),
         ):
             if value not in words:
-                raise UserError(f"unknown {name} {value!r}: choose {', '.join(words)}")
+                raise UserError(f"unknown {name} {value!r}: choose {', '.join(map(str, words))}")
+        if refund and normalize != "batch":
+            raise UserError("refund needs normalize='batch': a group's mean gives no sample a share of its own")
         self.mode: Mode = mode
         self.normalize = normalize
         self.balance = balance
         self.space = space
         self.features = features
         self.sync = sync
+        self.trust = trust
+        self.refund = refund
         self.register_buffer("gamma", torch.tensor(0.0), persistent=False)
 
     @classmethod
@@ -141,17 +157,26 @@ class BiasStrategy(nn.Module):
         n_right, n_wrong = self._count(right, ranks)
         size = n_right + n_wrong
         eased = 1 - self.gamma if self.balance == "complement" else torch.ones_like(self.gamma)
+        trust = None if self.trust is None else _TRUST[self.trust](student.logits, teacher.logits, target)
         total = right_part = rectified_part = torch.zeros_like(self.gamma)
+        shares = []
         for term, weight in distiller.terms():
             used = self.uses_wrong(term)
             losses = self._losses(term, None if used else right, student, teacher, target, ranks)
+            trusted = None if term.reads == "nothing" else trust
+            losses = losses if trusted is None else losses * trusted
             by_batch = self.normalize == "batch" or (used and term.reads != "logits")
             scaled = losses * (ranks * weight)
             easy = torch.where(right, scaled, 0).sum() / (size if by_batch else n_right.clamp_min(1))
             hard = torch.where(right | (not used), 0, scaled).sum() / (size if by_batch else n_wrong.clamp_min(1))
             total = total + (eased * easy + self.gamma * hard if term.reads == "logits" else easy + hard)
             right_part, rectified_part = right_part + easy, rectified_part + hard
-        return BiasLoss(total, right_part.detach(), rectified_part.detach(), n_wrong / size)
+            a, b = (eased, self.gamma) if term.reads == "logits" else (torch.ones_like(eased), torch.ones_like(eased))
+            share = torch.where(right, a, b if used else 0)
+            shares.append(share if trusted is None else share * trusted)
+        return BiasLoss(
+            total, right_part.detach(), rectified_part.detach(), n_wrong / size, torch.stack(shares).mean(0).detach()
+        )
 
     def uses_wrong(self, term: Distiller) -> bool:
         """Whether the wrong samples of a method are used, corrected or as they are; otherwise they are dropped."""
@@ -202,4 +227,6 @@ class BiasStrategy(nn.Module):
         return (
             f"mode={self.mode!r}, normalize={self.normalize!r}, balance={self.balance!r}, space={self.space!r}, "
             f"features={self.features!r}"
+            + (f", trust={self.trust!r}" if self.trust is not None else "")
+            + (f", refund={self.refund!r}" if self.refund else "")
         )

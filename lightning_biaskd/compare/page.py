@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from lightning_biaskd.compare import intervals
 from lightning_biaskd.compare.curves import draw, svg
 from lightning_biaskd.compare.matrix import Matrix
-from lightning_biaskd.compare.scheduler import Outcome
 from lightning_biaskd.compare.table import columns, legend, lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from lightning_biaskd.compare.scheduler import Outcome
 
 _STYLE = """
 :root { color-scheme: light; }

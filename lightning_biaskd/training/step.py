@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +129,11 @@ class Distillation(nn.Module):
         ce = self.cross_entropy(student.logits, target)
         kd = self.bias(self.distiller, student, teacher, target)
         loss = self.ce_weight * ce + self.kd_weight * kd.total
+        if isinstance(self.bias, BiasStrategy) and self.bias.refund:
+            rows = F.cross_entropy(
+                at_least_float32(student.logits), target, reduction="none", label_smoothing=self.label_smoothing
+            )
+            loss = loss + self.kd_weight * ((1 - cast("Tensor", kd.trust)) * rows).mean()
         logged = {
             "train/loss": loss,
             "train/loss_ce": ce,
