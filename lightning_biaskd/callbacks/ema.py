@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -54,6 +55,10 @@ class EMA(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(getattr(pl_module, "model", None), nn.Module):
             raise UserError(f"EMA averages the weights of module.model, and {type(pl_module).__name__} has none")
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [c for c in callbacks if isinstance(c, EMA | WeightAveraging | StochasticWeightAveraging)]
+        if len(others) > 1:
+            raise UserError(f"{' and '.join(type(c).__name__ for c in others)} would both exchange weights: keep one")
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError("EMA doesn't average weights that are spread over processes: leave it out, or use DDP")
         if stage == TrainerFn.FITTING:

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -22,10 +22,11 @@ from lightning_biaskd.command_line.evaluation import EVALUATIONS, add_output, fi
 from lightning_biaskd.command_line.retired import read_files_of_version_0_1
 from lightning_biaskd.command_line.shipped import expanded
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.training.callback_copies import without_copies
 from lightning_biaskd.training.checkpoint import DurableCheckpointIO
 from lightning_biaskd.training.last_checkpoint import last_checkpoint
 from lightning_biaskd.training.passes import QUIET
-from lightning_biaskd.training.run_folder import run_folder
+from lightning_biaskd.training.run_folder import link_last, run_folder
 
 _CKPT_PATH = (
     "A checkpoint's path, or last: the checkpoint that is furthest in training, of all runs of this name, where their "
@@ -43,6 +44,10 @@ class SaveConfigBesideCheckpoints(SaveConfigCallback):
         folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            link_last(run_folder(trainer))
 
 
 class BiasKDCLI(LightningCLI):
@@ -116,6 +121,11 @@ class BiasKDCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = DurableCheckpointIO()  # for users' own modules too
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        given = config.get("callbacks") or []
+        config["callbacks"] = without_copies(given if isinstance(given, list) else [given])
+        return super()._instantiate_trainer(config, callbacks)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -51,7 +51,9 @@ def locate(source: str) -> Path:
             return _in_folder(path)
     except (OSError, RuntimeError, ValueError) as error:  # no permission, too long a name, an unknown ~user
         raise UserError(f"can't open {source!r} ({_reason(error)}): check the path and its permissions") from error
-    raise UserError(f"no weights at {source!r}: give the path of a checkpoint or .safetensors file")
+    beside = sorted(path.parents[2].glob("*/checkpoints/*.ckpt")) if len(path.parents) > 2 else []  # of other versions
+    known = f"; there is {', '.join(repr(str(other)) for other in beside[:3])}" if beside else ""
+    raise UserError(f"no weights at {source!r}: give the path of a checkpoint or .safetensors file{known}")
 
 
 def _in_folder(folder: Path) -> Path:

@@ -28,7 +28,7 @@ def last_checkpoint(trainer: Trainer, begin_anew: bool) -> Path | None:
         UserError: there is none.
     """
     patterns = _patterns(trainer)
-    candidates = {path for folder, pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    candidates = {path.resolve() for folder, pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     for path in candidates:
         remove_stale_drafts(path)
     found = newest(candidates, resumable=begin_anew)

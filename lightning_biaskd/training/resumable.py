@@ -96,7 +96,8 @@ class ResumableModule(GuardedLoading, LightningModule):
 
     def on_fit_start(self) -> None:
         if self._resumption is not None:
-            compare(self._resumption.run, record(self.trainer, self), self._resumption.batches > 0)
+            now = {**record(self.trainer, self), "max_steps": self._resumption.max_steps}
+            compare(self._resumption.run, now, within_epoch=self._resumption.batches > 0)
 
     def on_train_start(self) -> None:
         if self._resumption is not None:

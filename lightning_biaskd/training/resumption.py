@@ -30,7 +30,7 @@ class Resumption:
         self._random_states = checkpoint.get("random_states")
         self._gradients = checkpoint.get("gradients")
         self._metrics: dict[str, float] = checkpoint.get("metrics", {})
-        self._max_steps = trainer.max_steps
+        self.max_steps = trainer.max_steps
         if rest == "iteration" and checkpoint["global_step"] == trainer.max_steps:
             trainer.fit_loop.epoch_loop.max_steps += 1  # or Lightning would leave out the end of the last iteration
 
@@ -54,7 +54,7 @@ class Resumption:
         def advance(data_fetcher: Any) -> None:
             loop = trainer.fit_loop.epoch_loop
             del loop.advance  # the class's own comes back
-            loop.max_steps = self._max_steps
+            loop.max_steps = self.max_steps
 
         return advance
 

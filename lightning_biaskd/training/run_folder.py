@@ -1,5 +1,6 @@
 """Where a run keeps its files."""
 
+import os
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -12,3 +13,15 @@ def run_folder(trainer: Trainer) -> Path:
     logger = trainer.loggers[0]
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+
+
+def link_last(folder: Path) -> None:
+    """Lets ``last``, beside the versions of a run, lead to the one that has finished last."""
+    if not folder.name.startswith("version_"):
+        return
+    draft = folder.parent / f".last.{os.getpid()}"
+    try:
+        draft.symlink_to(folder.name)
+        draft.replace(folder.parent / "last")
+    except OSError:  # links can't be made everywhere, and the version's own name does too
+        draft.unlink(missing_ok=True)
