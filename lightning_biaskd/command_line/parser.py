@@ -101,7 +101,7 @@ class BiasKDCLI(LightningCLI):
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
-            if isinstance(cause, ValueError):
+            if isinstance(cause, ValueError | ImportError):
                 raise UserError(str(cause)) from error
             raise cause from None
 
