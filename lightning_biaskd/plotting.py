@@ -1,4 +1,4 @@
-"""A common style for all pictures. matplotlib is imported when a picture is drawn, and its global state is not changed."""
+"""A common style for all pictures. matplotlib is imported to draw one, and its global state is not changed."""
 
 from __future__ import annotations
 
