@@ -33,7 +33,7 @@ class DynamicWeights(EpochCallback):
         interval: ``"epoch"`` or ``"step"``.
 
     Raises:
-        UserError: the run's end isn't known in epochs or steps (``max_epochs`` or ``max_steps``; ``max_time`` would make
+        UserError: the run's end isn't known in epochs or steps (``max_epochs`` or ``max_steps``; ``max_time`` makes
             γ depend on the machine), the Trainer has two of these callbacks, or γ leaves [0, 1].
     """
 
