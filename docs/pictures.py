@@ -161,9 +161,9 @@ def quickstart(bias: Path, plain: Path) -> str:
     parts += [text(500, 320, "1", "small"), text(930, 320, str(len(with_strategy)), "small", "end")]
     parts += [
         '<path class="curve wrong" d="M560,340 h24"/>',
-        text(590, 345, "with the strategy (`biaskd fit`)".replace("`", ""), "small"),
-        '<path class="curve right" d="M760,340 h24"/>',
-        text(790, 345, "plain distillation", "small"),
+        text(590, 345, "with the strategy (biaskd fit)", "small"),
+        '<path class="curve right" d="M800,340 h24"/>',
+        text(830, 345, "plain distillation", "small"),
     ]
     return drawing(
         960, 365, "Wrong-rate of the quickstart's teacher by digit, and the student's accuracy there.", parts

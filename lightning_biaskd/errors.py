@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user's, not of the code."""
+"""The exception for mistakes of the user, as opposed to bugs."""
 
 
 class UserError(ValueError):

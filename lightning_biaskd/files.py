@@ -1,4 +1,4 @@
-"""Digests, and files that are written whole or not at all."""
+"""Digests, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _claim(file: IO[Any]) -> None:
 
 @contextmanager
 def written_whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a draft next to ``path`` and renames it into place at the end, so that readers find all of it or nothing.
+    """Opens a draft next to ``path`` and renames it into place at the end, so readers see a complete file or none.
 
     If the body raises, ``path`` stays as it was and the draft is removed. The data are on disk before the rename.
 

@@ -1,4 +1,4 @@
-"""One style for every picture. matplotlib is imported when a picture is drawn, and its global state is left alone."""
+"""A common style for all pictures. matplotlib is imported to draw one, and its global state is not changed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, GREY = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
     "#595959",
 )
-"""Told apart by colour-blind eyes (Okabe and Ito, 2008), but for their yellow, which is faint on white."""
+"""Distinguishable by colour-blind readers (Okabe and Ito, 2008), without their yellow, which is faint on white."""
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, "#000000")
 
 
 def require_matplotlib() -> None:
-    """Asks for matplotlib before any work is done.
+    """Checks that matplotlib is installed, before any work is done.
 
     Raises:
         UserError: it isn't installed.

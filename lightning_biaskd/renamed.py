@@ -1,4 +1,4 @@
-"""What version 0.1 called otherwise: its modules still import, and its methods are refused by their new names."""
+"""Names of version 0.1: old modules still import, and overriding an old method raises an error with the new name."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ RENAMED = {
     "teacher": ["teachers.frozen"],
     "teacher_cache": ["teachers.cache"],
 }
-"""The modules that hold what a module of 0.1 held."""
+"""Where the contents of a module of 0.1 are now."""
 RENAMED_METHODS = {
     "answer": "outputs_of",
     "answers": "callback_outputs",
@@ -80,7 +80,7 @@ class _Aliases(MetaPathFinder, Loader):
         return _Alias(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to execute: attributes are looked up in the new modules."""
+        """Does nothing: attributes are looked up in the new modules."""
 
 
 def refuse_renamed_methods(cls: type) -> None:

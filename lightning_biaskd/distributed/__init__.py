@@ -1,1 +1,1 @@
-"""What makes N processes train as one."""
+"""Helpers with which N processes train like one."""

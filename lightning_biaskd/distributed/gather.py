@@ -1,4 +1,4 @@
-"""The tensors of all processes as one."""
+"""Joins the tensors of all processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_biaskd.distributed.ranks import rank, world_size
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' tensors, (N, B, …); backward adds up what all ranks ask of this rank's."""
+    """All ranks' tensors, (N, B, …); the backward pass sums the gradients of all ranks for this rank's tensor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks that are too large for one device."""
+"""Sharding for networks that are too large for one device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, least: int = 1_000_000) -> None:
-    """Spreads a network's weights over processes by FSDP2, block by block, in place.
+    """Shards a network's weights over processes with FSDP2, block by block, in place.
 
     Each process holds its share, and gathers a block's weights while that block computes. A block is the largest module
     around whose children ``least`` parameters or more are shared out; what is smaller stays with the block around it.
@@ -29,7 +29,7 @@ def shard(network: nn.Module, mesh: DeviceMesh, least: int = 1_000_000) -> None:
 
 
 def broadcast_from_first(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Gives parameters and buffers of all processes the values of the first, as DDP does."""
+    """Broadcasts the first process's parameters and buffers to all processes, as DDP does."""
     group = mesh.get_group()
     for tensor in chain(module.parameters(), module.buffers()):
         there = tensor.detach().to(mesh.device_type)
@@ -38,7 +38,7 @@ def broadcast_from_first(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def average_gradients(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Averages the gradients of parameters that every process holds whole, as DDP does."""
+    """Averages the gradients of parameters that are not sharded, as DDP does."""
     for parameter in module.parameters():
         if parameter.grad is not None:
             dist.all_reduce(parameter.grad, group=mesh.get_group())

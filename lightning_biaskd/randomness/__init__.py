@@ -1,1 +1,1 @@
-"""Randomness that any process and any resumed run draws alike."""
+"""Random numbers that are the same in every process and in a resumed run."""

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of what they are drawn for: any rank and any resumed run draws the same."""
+"""Random numbers as a function of their purpose, so that every rank and every resumed run draws the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _POSITIVE = (1 << 63) - 1
 
 
 def mix(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64: int64 to int64, all bits stirred."""
+    """The finaliser of splitmix64: int64 to int64; every input bit affects every output bit."""
     x = (x ^ _shift(x, 30)) * _MIX1
     x = (x ^ _shift(x, 27)) * _MIX2
     return x ^ _shift(x, 31)

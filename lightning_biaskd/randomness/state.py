@@ -1,4 +1,4 @@
-"""The random state of all processes, in a form that a checkpoint can hold."""
+"""The random state of all processes, in a form that a checkpoint can store."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_biaskd.distributed.ranks import rank, world_size
 
 
 def random_states() -> list[dict[str, Any]]:
-    """What Python, NumPy and torch would draw from next, for each process; to be called on all of them."""
+    """The states of Python's, NumPy's and torch's generators, for each process. Call it on all processes."""
     return of_all_processes(own_random_state())
 
 
 def of_all_processes(own: Any) -> list[Any]:
-    """A plain value of each process; to be called on all of them."""
+    """A plain value from each process. Call it on all processes."""
     values: list[Any] = [own]
     if world_size() > 1:
         values = [None] * world_size()
@@ -36,7 +36,7 @@ def restore_random_state(states: list[dict[str, Any]]) -> None:
 
 @contextmanager
 def unchanged_random_state() -> Iterator[None]:
-    """Puts this process's state back at the end, whatever was drawn."""
+    """Restores this process's random state at the end."""
     own = own_random_state()
     try:
         yield
@@ -46,14 +46,14 @@ def unchanged_random_state() -> Iterator[None]:
 
 @contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
-    """Lets torch draw on the CPU from a seed of its own, and then go on where it was."""
+    """Seeds torch's CPU generator temporarily, and restores its state at the end."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 def own_random_state() -> dict[str, Any]:
-    """What Python, NumPy and torch would draw from next in this process."""
+    """The states of Python's, NumPy's and torch's generators in this process."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # what others draw from
     return {
         "python": random.getstate(),
