@@ -79,8 +79,8 @@ class BiasStrategy(nn.Module):
         trust: multiplies the loss of each sample by the trust in the teacher on it, see
             :mod:`lightning_biaskd.bias.trust`: ``"student"``, ``"wsld"``, ``"bounded"``, or ``None`` for 1.
         refund: give the weight that the teacher loses on a sample back to its cross-entropy. With :math:`a_i` the share
-            that elimination, γ and trust leave to a sample (``trust`` of :class:`BiasLoss`), the step's loss is the mean
-            of :math:`(w_{ce} + w_{kd}(1 - a_i))\,\mathrm{CE}_i + w_{kd}\, a_i \ell_i`. ``normalize="batch"`` only.
+            that elimination, γ and trust leave to a sample (``trust`` of :class:`BiasLoss`), the step's loss is the
+            mean of :math:`(w_{ce} + w_{kd}(1 - a_i))\,\mathrm{CE}_i + w_{kd}\, a_i \ell_i`. ``normalize="batch"`` only.
 
     Attributes:
         gamma: buffer, γ in [0, 1]; 0 at first. Not in the state dict: it is a function of progress alone.
