@@ -22,6 +22,9 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(content[: self.server.limit])
 
+    def do_HEAD(self):
+        self.do_GET()
+
     def log_message(self, *_):
         pass
 

@@ -116,6 +116,8 @@ def build(spec: Any, trusted: bool, size: Size | None = None) -> nn.Module:
             f"the card names {path}, which is not among the models of {', '.join(_KNOWN)}: if you trust where the card "
             "comes from, say trusted=True, or build the network and hand it over as model"
         )
+    if not trusted and path.endswith(".from_pretrained"):
+        raise UserError(f"the card builds its network by {path}, which fetches it: hand the network over as model")
     place = None if trusted else _named_place(arguments)
     if place is not None:
         raise UserError(

@@ -1,5 +1,6 @@
 """Networks, one file per family, and their weights."""
 
+from lightning_biaskd.models.hugging_face import from_pretrained
 from lightning_biaskd.models.mobilenet_v2 import MobileNetV2, mobilenet_v2_half
 from lightning_biaskd.models.resnet import (
     CIFARResNet,
@@ -43,6 +44,7 @@ __all__ = [
     "ShuffleNetV2",
     "WideResNet",
     "cifar_stem",
+    "from_pretrained",
     "load_weights",
     "mobilenet_v2_half",
     "resnet8",

@@ -14,7 +14,7 @@ from lightning_biaskd.models.shufflenet_v1 import channel_shuffle
 REFERENCE = Path(__file__).parents[1] / "reference"
 ZOO = json.loads((REFERENCE / "model_zoo.json").read_text())["models"]
 LOGITS = json.loads((REFERENCE / "model_zoo_logits.json").read_text())["models"]
-ELSEWHERE = {"cifar_stem", "load_weights", "torchvision_cifar_resnet"}
+ELSEWHERE = {"cifar_stem", "from_pretrained", "load_weights", "torchvision_cifar_resnet"}
 PUBLISHED = sorted(name for name in models.__all__ if name.islower() and name not in ELSEWHERE)
 
 
@@ -92,6 +92,23 @@ def test_numerics_of_a_block():
     torch.testing.assert_close(
         block(x), torch.relu(block.bn2(block.conv2(inner)) + block.downsample[1](block.downsample[0](x)))
     )
+
+
+def test_shortcuts_without_parameters():
+    model = models.resnet8(10, shortcut="A").eval()
+    names = [name for name in model.state_dict() if "bn" not in name]
+    assert names[0] == "conv1.weight"
+    assert names[-2:] == ["linear.weight", "linear.bias"]
+    assert not any("downsample" in name for name in names)
+    x = torch.randn(2, 16, 8, 8)
+    shortcut = model.layer2[0].downsample(x)
+    assert torch.equal(shortcut[:, 8:24], x[:, :, ::2, ::2])
+    assert shortcut.shape == (2, 32, 4, 4)
+    assert not shortcut[:, :8].any()
+    assert not shortcut[:, 24:].any()
+    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+    with pytest.raises(ValueError, match="shortcut must be 'A'"):
+        models.resnet8(shortcut="C")
 
 
 def test_a_shuffle_of_channels():
