@@ -27,6 +27,7 @@ _IN_FOLDERS = (
 )
 _UNPACKED = 16  # times the size of the file; torch itself doesn't compress
 _SLACK = 1 << 20
+_FOLDER = 0x10  # in the attributes of an entry of a zip file
 
 
 def locate(source: str) -> Path:
@@ -112,7 +113,9 @@ def _check_zip(path: Path) -> None:
                 f"{path} was not opened: its {size} bytes unpack to {unpacked}, which no checkpoint's do; save it with "
                 "torch.save, which doesn't compress"
             )
-        damaged = "its table of contents" if len(set(names)) < len(names) else parts.testzip()
+        # torch reads the first of two entries, Python the last; and torch leaves the memory of folders unset
+        odd = len(set(names)) < len(names) or any(part.external_attr & _FOLDER for part in parts.infolist())
+        damaged = "its table of contents" if odd else parts.testzip()
     if damaged:
         raise UserError(f"{path} is no readable checkpoint ({damaged} is damaged): copy or download it again")
 
