@@ -23,13 +23,11 @@ from lightning_biaskd.renamed import refuse_renamed_methods
 from lightning_biaskd.training.batches import check_one_loader, images_of, labelled
 from lightning_biaskd.training.checks import check_accumulation, check_labels, check_student, check_student_outputs
 from lightning_biaskd.training.hyperparameters import save_plain_arguments
-from lightning_biaskd.training.learning_rate import scale_learning_rate
-from lightning_biaskd.training.resumable import ResumableModule
-from lightning_biaskd.training.schedules import fitted
+from lightning_biaskd.training.optimization import OptimizedModule
 from lightning_biaskd.training.step import Step, accuracy, cross_entropy
 
 
-class ClassificationModule(ResumableModule):
+class ClassificationModule(OptimizedModule):
     """Trains a classifier: a teacher, or a student alone as the baseline.
 
     Batches are ``(image, target, …)``; in training, labels mixed by MixUp or CutMix (B, C) are taken too. Made to be
@@ -319,28 +317,3 @@ class ClassificationModule(ResumableModule):
         if problem:
             raise UserError(f"the checkpoint does not fit {type(self.model).__name__}: {problem}")
         self._loaded = True
-
-    def configure_optimizers(self) -> Any:
-        try:
-            optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-            if self.lr_batch_size is not None:
-                scale_learning_rate(optimizer, self.trainer, self.lr_batch_size)
-            scheduler: Any = self.lr_scheduler(optimizer) if self.lr_scheduler is not None else None
-        except ValueError as error:
-            raise UserError(f"the optimizer or its scheduler refuses its arguments: {error}") from error
-        if scheduler is None:
-            return optimizer
-        scheduler = fitted(scheduler, self.trainer, self.lr_interval)
-        schedule = {"scheduler": scheduler, "interval": self.lr_interval}
-        if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau
-            schedule["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        try:
-            super().lr_scheduler_step(scheduler, metric)
-        except ValueError as error:  # OneCycleLR after its last step
-            raise UserError(
-                f"{type(scheduler).__name__}: {error}: give it as many steps as the run has: epochs, or with "
-                "lr_interval 'step' batches times epochs"
-            ) from error
