@@ -266,7 +266,7 @@ def test_an_error_of_foreign_code_is_one_line_with_its_place(monkeypatch, capsys
         (torch.OutOfMemoryError("CUDA out of memory."), "lower --data.batch_size"),
         (AttributeError("'X' object has no attribute 'backbone'"), "BackboneFinetuning needs"),
         (OSError(28, "No space left on device"), "No space left"),
-        (NotADirectoryError(20, "Not a directory", "runs"), "Not a directory: 'runs'"),
+        (NotADirectoryError(20, "Not a directory", "runs"), "a folder that it can write to"),
     ],
 )
 def test_a_known_complaint_has_its_remedy(error, remedy):

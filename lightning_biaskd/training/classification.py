@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -344,3 +345,7 @@ class ClassificationModule(ResumableModule):
                 f"{type(scheduler).__name__}: {error}: give it as many steps as the run has: epochs, or with "
                 "lr_interval 'step' batches times epochs"
             ) from error
+
+
+_default_optimizer = inspect.signature(ClassificationModule).parameters["optimizer"].default
+_default_optimizer.__qualname__ = "_default_optimizer"  # so that it can be pickled for spawned processes
