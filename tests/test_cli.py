@@ -266,7 +266,7 @@ def test_an_error_of_foreign_code_is_one_line_with_its_place(monkeypatch, capsys
         (torch.OutOfMemoryError("CUDA out of memory."), "lower --data.batch_size"),
         (AttributeError("'X' object has no attribute 'backbone'"), "BackboneFinetuning needs"),
         (OSError(28, "No space left on device"), "No space left"),
-        (NotADirectoryError(20, "Not a directory", "runs"), "Not a directory: 'runs'"),
+        (NotADirectoryError(20, "Not a directory", "runs"), "a folder that it can write to"),
     ],
 )
 def test_a_known_complaint_has_its_remedy(error, remedy):
@@ -455,3 +455,10 @@ def test_tf32_is_asked_for_by_name():
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_a_few_batches_are_overfitted():
+    main(["fit", *FAST[:2], *FAST[6:10], "--trainer.overfit_batches", "2", "--test_after_fit", "false"])
+    last = torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from tiny import network
 
-from lightning_biaskd import UserError
+from lightning_biaskd import ClassificationModule, UserError
 from lightning_biaskd.training.checks import check_accumulation
 
 ROOT = Path(__file__).parents[1]
@@ -238,3 +239,9 @@ def test_two_nodes_on_loopback_train_the_quickstart(tmp_path):
     assert ["On the test set" in out for out in said] == [True, False]
     last = torch.load(tmp_path / "node0/runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 2 * 18  # 1,131 images in batches of 2 x 32
+
+
+def test_a_module_with_the_default_optimizer_can_be_sent_to_spawned_processes():
+    module = ClassificationModule(network())
+    copied = pickle.loads(pickle.dumps(module))
+    assert copied.optimizer(copied.parameters()).defaults["lr"] == 0.05

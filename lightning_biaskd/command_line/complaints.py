@@ -44,7 +44,7 @@ _REMEDIES = [
         "the network for these images (many take img_size or image_size)",
     ),
     (
-        r"finished reduction in the prior iteration",
+        r"finished reduction in the prior iteration|parameters that were not used in producing the loss",
         "some parameters take no part in the loss, such as auxiliary heads: add "
         "--trainer.strategy ddp_find_unused_parameters_true",
     ),
@@ -56,6 +56,10 @@ _REMEDIES = [
         r"more than one stateful callback of type .?ModelCheckpoint",
         "two ModelCheckpoints must differ in monitor, mode or how often they save, for example "
         "--trainer.callbacks.monitor val/acc1 or --trainer.callbacks.every_n_epochs 1",
+    ),
+    (
+        r"Not a directory|Read-only file system|Permission denied|File exists",
+        "the run needs a folder that it can write to: set --trainer.logger.save_dir, or --trainer.default_root_dir",
     ),
     (
         r"When using the learning rate finder",

@@ -53,6 +53,11 @@ class ResumableLoader(ImageLoader):
     _given = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # lazy, as the epoch is told after iter() is called
+        if not isinstance(self.sampler, EpochSampler):  # Lightning's in its place, for overfit_batches
+            if isinstance(self.dataset, SeededViews):
+                self.dataset.begin(0, 0)
+            yield from super().__iter__()
+            return
         epoch, done = self.sampler.start
         self._given = done // (self.batch_size or 1) if epoch == self.sampler.epoch else 0
         if isinstance(self.dataset, SeededViews):
@@ -65,10 +70,14 @@ class ResumableLoader(ImageLoader):
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of which epoch were given, of how many, and of what kind they were."""
+        if not isinstance(self.sampler, EpochSampler):
+            return {}
         return {"epoch": self.sampler.epoch, "batches": self._given, "of": len(self), **self._kind()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on after those batches; after the last one, with the next epoch."""
+        if not state or not isinstance(self.sampler, EpochSampler):
+            return
         if state["batches"] >= state.get("of", len(self)):
             return
         kind = {name: state[name] for name in self._kind()}

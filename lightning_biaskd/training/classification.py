@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -317,3 +318,7 @@ class ClassificationModule(OptimizedModule):
         if problem:
             raise UserError(f"the checkpoint does not fit {type(self.model).__name__}: {problem}")
         self._loaded = True
+
+
+_default_optimizer = inspect.signature(ClassificationModule).parameters["optimizer"].default
+_default_optimizer.__qualname__ = "_default_optimizer"  # so that it can be pickled for spawned processes
