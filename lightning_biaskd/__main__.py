@@ -12,7 +12,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Without ``-c`` the configuration is that of the run that ``--ckpt_path`` belongs to, or else the quickstart's. A
     shipped file may be named from anywhere: ``-c configs/data/cifar100.yaml``. ``--ckpt_path last`` is the newest whole
-    checkpoint of all runs of this name; a fit that finds none begins anew.
+    checkpoint of all runs of this name; a fit that finds none starts a new run.
 
     Args:
         args: the arguments; ``None`` for those of the process.

@@ -14,7 +14,7 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
     Args:
         student_logits: (B, C), already divided by the temperature.
-        teacher_logits: (B, C), likewise.
+        teacher_logits: (B, C), divided by the temperature too.
 
     Returns:
         (B,), in float32 at least.

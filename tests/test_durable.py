@@ -170,7 +170,7 @@ def test_last_on_the_command_line_after_a_kill(tmp_path, capsys):
         with fit(folder, *epochs) as process:
             said = process.communicate()[1]
             assert process.returncode == 0, said
-            assert ("beginning anew" in said) == (folder == whole)
+            assert ("starting a new run" in said) == (folder == whole)
     first, second = (torch.load(newest(folder.rglob("last.ckpt")), weights_only=True) for folder in (cut, whole))
     assert first["epoch"] == second["epoch"] == killed_at + 2
     assert same(first["state_dict"], second["state_dict"])
@@ -260,7 +260,7 @@ def test_a_damaged_checkpoint_names_the_one_before(damage, trainer, tmp_path):
     with pytest.warns(UserWarning, match="last.ckpt' is passed over"):
         assert newest(tmp_path.glob("*.ckpt")) == tmp_path / "best.ckpt"
     (tmp_path / "best.ckpt").unlink()
-    with pytest.raises(UserError, match="there is no other beside it"):
+    with pytest.raises(UserError, match="there is no other in its folder"):
         io.load_checkpoint(path)
 
 

@@ -45,7 +45,7 @@ def source(request, tmp_path, sprung, server, monkeypatch):
     }[request.param]
 
 
-REFUSED = "holds pickled code beside weights|names no digest"
+REFUSED = "holds pickled code in addition to weights|names no digest"
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export"])

@@ -115,7 +115,9 @@ def test_tokens_are_a_stage():
 
 
 def test_too_few_stages_are_one_line():
-    with pytest.raises(UserError, match=r"CIFARResNet has 3 stages \(layer1, layer2, layer3\), so -4 is none of them"):
+    with pytest.raises(
+        UserError, match=r"CIFARResNet has 3 stages \(layer1, layer2, layer3\), so -4 is not one of them"
+    ):
         FeatureTap(models.resnet8(), ["-4"])(torch.zeros(1, 3, 32, 32))
 
 

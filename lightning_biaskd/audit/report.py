@@ -59,17 +59,17 @@ class AuditReport:
         teacher: its class and size.
         method: the distiller.
         strategy: the :class:`~lightning_biaskd.BiasStrategy` that is configured, ``None`` for plain distillation.
-        mode: of the strategy; likewise ``normalize`` and ``balance``.
+        mode: the strategy's mode. ``normalize`` and ``balance`` are the strategy's too.
         passes: over the training data.
         views: training views seen.
         wrong: those that the teacher gets wrong.
         confidence_right: mean probability of its first class, at τ = 1, where it is right.
-        confidence_wrong: likewise where it is wrong.
+        confidence_wrong: the same where it is wrong.
         label_when_wrong: mean probability of the label where it is wrong.
         label_second: share of wrong views on which the label is its second choice.
         calibration_error: expected calibration error in 15 bins.
         histogram_right: right views by confidence, in bins of equal width over [0, 1].
-        histogram_wrong: likewise wrong views.
+        histogram_wrong: the same for wrong views.
         classes: by class.
         mistakes: all that occur, the most frequent first.
         corrections: what each mode would do; none if the method reads no logits.

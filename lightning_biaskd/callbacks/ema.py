@@ -22,8 +22,7 @@ class EMA(Callback):
 
     after optimizer step :math:`s = 0, 1, \dots`; :math:`d_s = d` with ``warmup=False``. It averages the parameters and
     buffers of ``module.model``: a DistillationModule's student, a ClassificationModule's network; never the teacher nor
-    what a method has learned beside the student. Buffers of whole numbers are copied. Training itself goes on as it
-    would without.
+    what a method learns in addition to the student. Integer buffers are copied. The average does not change training.
 
     Validation sees the average, and the network holds it when the fit is over. A checkpoint has the average under
     ``"state_dict"``, so that it is what ``test``, ``load_weights`` and ``export`` take, and what was averaged under

@@ -26,7 +26,7 @@ from lightning_biaskd.training.fill_cache import fill_cache
 
 
 class Commands(Trainer):
-    """Lightning's Trainer with the further commands of ``biaskd``: a method each, beside ``fit`` and ``test``."""
+    """Lightning's Trainer with one method for each further command of ``biaskd``."""
 
     def audit(
         self, model: LightningModule, datamodule: LightningDataModule, output: str = "audit", passes: int = 1
@@ -37,7 +37,7 @@ class Commands(Trainer):
             model: a DistillationModule.
             datamodule: the data.
             output: Folder for audit.txt, audit.json and audit.png.
-            passes: How often the training data are gone through, each time augmented anew.
+            passes: Number of passes over the training data, each with new augmentation.
         """
         require_matplotlib()
         if passes < 1:

@@ -30,11 +30,11 @@ from lightning_biaskd.training.run_folder import link_last, run_folder
 
 _CKPT_PATH = (
     "A checkpoint's path, or last: the checkpoint that is furthest in training, of all runs of this name, where their "
-    "ModelCheckpoint callbacks write. A fit that finds none begins anew; any other command then says so."
+    "ModelCheckpoint callbacks write. A fit that finds none starts a new run; any other command then says so."
 )
 
 
-class SaveConfigBesideCheckpoints(SaveConfigCallback):
+class SaveConfigNextToCheckpoints(SaveConfigCallback):
     """Saves ``config.yaml`` in the run's folder, whatever the logger; Lightning's own knows no folder of some."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
@@ -75,7 +75,7 @@ class BiasKDCLI(LightningCLI):
             "--test_after_fit",
             type=bool,
             default=False,
-            help="After fit, test the last weights and print student beside teacher.",
+            help="After fit, test the last weights and print student and teacher.",
         )
         parser.add_argument(
             "--float32_matmul_precision",
@@ -130,7 +130,7 @@ class BiasKDCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("ckpt_path") == "last":
-            found = last_checkpoint(self.trainer, begin_anew=subcommand == "fit")
+            found = last_checkpoint(self.trainer, may_start_new=subcommand == "fit")
             kwargs["ckpt_path"] = None if found is None else str(found)
         return prepare(self.trainer, subcommand, kwargs, self._get(self.config, "output"))
 
@@ -155,7 +155,7 @@ def command_line(cli_class: type[BiasKDCLI], arguments: list[str], **kwargs: Any
     read_files_of_version_0_1()
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")  # Lightning 2.6 on newer torch
     settings: dict[str, Any] = {
-        "save_config_callback": SaveConfigBesideCheckpoints,
+        "save_config_callback": SaveConfigNextToCheckpoints,
         "trainer_class": Commands,
         "trainer_defaults": {"callbacks": [ResultTable()]},
         "parser_class": BriefParser,

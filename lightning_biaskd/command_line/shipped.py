@@ -12,7 +12,7 @@ from lightning_biaskd.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]
 CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
-"""The shipped YAML files: inside an installed package, beside it in a checkout."""
+"""The shipped YAML files: inside an installed package, next to it in a checkout."""
 QUICKSTART = CONFIGS / "quickstart.yaml"
 
 
@@ -73,7 +73,7 @@ def _default_config(arguments: list[str]) -> Path:
                 return found[0]
             if checkpoint.is_file() or "://" in (inline or value):
                 raise UserError(
-                    f"the configuration of the run that wrote '{inline or value}' isn't beside it: name it with -c"
+                    f"the configuration of the run that wrote '{inline or value}' isn't next to it: name it with -c"
                 )
     return QUICKSTART
 

@@ -60,7 +60,7 @@ class Matrix:
                 seeds: [0, 1, 2, 3, 4]
               - pick: {method: dkd, bias: swap}                # and two with another weight
                 flags: {model.kd_weight: 0.5}
-              - pick: {method: alone, bias: none}              # beside the product
+              - pick: {method: alone, bias: none}              # in addition to the product
             reference: {bias: none}                            # each row against the same without the strategy
 
     Args:

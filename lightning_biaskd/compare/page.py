@@ -1,4 +1,4 @@
-"""The report as one HTML file, which needs nothing beside it."""
+"""The report as one HTML file, which needs no other file."""
 
 from __future__ import annotations
 

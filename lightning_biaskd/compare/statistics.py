@@ -31,7 +31,7 @@ class Difference(NamedTuple):
         n: number of seeds that both have.
         mean: of the differences; NaN for none.
         low: of the confidence interval; NaN below two seeds.
-        high: likewise.
+        high: upper end of the interval.
     """
 
     n: int
@@ -61,7 +61,7 @@ def paired_difference(row: Mapping[int, float], reference: Mapping[int, float], 
 
     Args:
         row: values by seed.
-        reference: likewise.
+        reference: values of the reference, by seed.
         level: of confidence.
 
     Example:

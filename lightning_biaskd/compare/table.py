@@ -29,7 +29,7 @@ class Line:
         difference: of last epochs to the reference row, in points; ``None`` without one.
         teacher: the teacher's accuracy.
         right: the student's accuracy where the teacher is right, last epoch.
-        wrong: likewise where it is wrong.
+        wrong: the same where it is wrong.
         wrong_rate: share of training views that the teacher gets wrong.
         minutes: of training, per run.
     """

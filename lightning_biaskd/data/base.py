@@ -51,7 +51,7 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         image_size: height and width in pixels.
         class_names: of the C classes, ``None`` where they aren't known, or not yet.
         mean: per channel, of pixels in [0, 1].
-        std: likewise.
+        std: standard deviation per channel, of pixels in [0, 1].
         num_samples: how many training images are numbered, those held out for validation among them.
 
     Raises:

@@ -57,4 +57,4 @@ class FashionMNISTDataModule(InMemoryDataModule):
                 raise ValueError("not an idx file")
             return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 * len(header)).reshape(header[1:]).copy())
         except (OSError, EOFError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error}): fetch it anew") from None
+            raise UserError(f"{path} is damaged ({error}): download it again") from None

@@ -23,7 +23,7 @@ class ImageFolderDataModule(InMemoryDataModule):
 
     Each image is decoded once, resized and cropped to a square, and then kept as bytes, three for each pixel.
     Training views are as for CIFAR: padded, cropped and mirrored on the device. They can be counted, so a
-    :class:`~lightning_biaskd.TeacherCache` works. Images of more than about 100 pixels are better decoded anew in each
+    :class:`~lightning_biaskd.TeacherCache` works. Images of more than about 100 pixels are better decoded in each
     epoch, by :class:`ImageNetDataModule`.
 
     The test set is ``test``, or ``val`` where there is no ``test``; validation images are held out of ``train``. Each

@@ -89,7 +89,7 @@ class CountableViews(ImageDataModule):
         return any(getattr(type(self), name) is not getattr(CountableViews, name) for name in methods)
 
     def training_views(self, batch: Batch, bits: Tensor) -> Batch:
-        """See :class:`ImageDataModule`; the strong views, if wanted, follow the weak ones. They are cropped anew."""
+        """The weak views, and after them the strong ones if wanted, which have their own crops."""
         weak = self._weak_views(batch, bits)
         if not self.strong_view:
             return weak

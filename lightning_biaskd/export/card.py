@@ -1,4 +1,4 @@
-"""The JSON card beside an exported network: what it is, what it sees, and how to build it again, safely."""
+"""The JSON card next to an exported network: what it is, what it sees, and how to rebuild it safely."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} has no card: {place.name}, written beside it by the export, belongs to it") from None
+        raise UserError(f"{path} has no card: {place.name}, which the export writes next to it, is missing") from None
     except OSError as error:
         raise UserError(f"can't read {place} ({error.strerror}): check its permissions") from error
     except (ValueError, RecursionError) as error:
@@ -52,7 +52,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def write_card(path: Path, card: Mapping[str, Any]) -> None:
-    """Writes the card of an exported file beside it, without the entries that are ``None``."""
+    """Writes the card of an exported file next to it, without the entries that are ``None``."""
     known = {name: value for name, value in card.items() if value is not None}
     with written_whole(card_of(path), "w") as file:
         file.write(json.dumps(known, indent=2) + "\n")

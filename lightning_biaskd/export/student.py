@@ -51,7 +51,7 @@ def export_student(
     ``onnx``         an ONNX file of opset 18, for batches of any size: input ``image``, output ``logits``
     ================ ====================================================================================
 
-    The card names what others name likewise: ``architecture``, ``num_classes``, ``label_names`` and ``pretrained_cfg``
+    The card uses the field's names: ``architecture``, ``num_classes``, ``label_names`` and ``pretrained_cfg``
     (mean, std, input_size) as timm's configurations do, so that a folder with a timm network in it is one that
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads.
 
@@ -145,7 +145,7 @@ def load_student(path: str | Path, model: nn.Module | None = None, trusted: bool
         raise UserError(f"no exported network at '{path}'")
     card = read_card(path)
     if sha256(path) != card["sha256"]:
-        raise UserError(f"{path} is not the file that {card_of(path).name} was written for: export it anew")
+        raise UserError(f"{path} is not the file that {card_of(path).name} was written for: export it again")
     if path.suffix == ".onnx":
         return ONNXNetwork(path)
     if path.suffix == ".pt2":

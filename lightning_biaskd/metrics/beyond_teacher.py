@@ -25,7 +25,7 @@ def mcnemar(student_only: int, teacher_only: int) -> float:
 
     Args:
         student_only: :math:`n_S`, samples that only the student gets right.
-        teacher_only: :math:`n_T`, likewise.
+        teacher_only: :math:`n_T`, images that only the teacher gets right.
 
     Returns:
         The p-value; 1 where no sample tells them apart.

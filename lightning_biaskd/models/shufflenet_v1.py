@@ -16,7 +16,10 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1x1, shuffle, 3x3 per channel, grouped 1x1; added to the input, or for stride 2 put beside its mean."""
+    """Grouped 1x1, shuffle, 3x3 per channel, grouped 1x1.
+
+    The result is added to the input, or with stride 2 concatenated with the pooled input.
+    """
 
     def __init__(self, in_planes: int, planes: int, stride: int) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ class InputSpec:
 
     Args:
         mean: per channel, of pixels in [0, 1]; one number for grey images, three for colour.
-        std: likewise.
+        std: standard deviation per channel, of pixels in [0, 1].
         size: height and width in pixels, or one number for both; ``None`` leaves images at the size they have.
         interpolation: ``"bilinear"`` or ``"bicubic"``, both antialiased, where the size must change.
 

@@ -136,7 +136,7 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     for file, names in files.items():
         shard = path.with_name(file)
         if not shard.is_file():
-            raise UserError(f"{path} lists {file}, which is not beside it: copy or download that file too")
+            raise UserError(f"{path} lists {file}, which is not next to it: copy or download that file too")
         content = read(shard)
         if lost := sorted(names - set(content if isinstance(content, dict) else ())):
             raise UserError(f"{path} expects {lost[0]} in {file}, which doesn't hold it: download both files again")
@@ -151,8 +151,8 @@ def _refused_pickle(error: str) -> str:
     if named is None and "Unsupported operand" in error:
         return "is no readable checkpoint (its pickle is damaged or not one of torch.save): copy or download it again"
     return (
-        f"holds pickled code beside weights{asked} and was not opened: save its state_dict() alone and load that, "
-        "or download it again if it should hold nothing else"
+        f"holds pickled code in addition to weights{asked} and was not opened: save its state_dict() alone and load "
+        "that, or download it again if it should hold nothing else"
     )
 
 

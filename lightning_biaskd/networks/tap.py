@@ -96,7 +96,9 @@ class FeatureTap:
         name = self._names[layer]
         own = next((own for own, module in self.model.named_modules() if module is self._head), None)
         if own is None:
-            raise UserError(f"the classifier of {type(self.model).__name__} is none of its layers, so none replaces it")
+            raise UserError(
+                f"the classifier of {type(self.model).__name__} is not a submodule, so it cannot be replaced"
+            )
         if name in self._shared:
             raise UserError(
                 f"{type(self.model).__name__} runs layer {name!r} several times, so nothing can follow it: name another"
@@ -151,7 +153,7 @@ class FeatureTap:
         stages = list(last.values())
         if not number[1:].isdigit() or not 1 <= int(number[1:]) <= len(stages):
             raise UserError(
-                f"{type(self.model).__name__} has {len(stages)} stages ({', '.join(stages)}), so {number} is none of "
+                f"{type(self.model).__name__} has {len(stages)} stages ({', '.join(stages)}), so {number} is not one of "
                 "them: name a layer instead"
             )
         return stages[int(number)]

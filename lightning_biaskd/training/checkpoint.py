@@ -17,7 +17,7 @@ from lightning_biaskd.networks.weights import locate, read
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and then renames it, so that a kill or a full disk leaves the old one.
+    """Writes a checkpoint under a temporary name and then renames it, so that a kill or a full disk leaves the old one.
 
     Where the disk is full, training goes on with a warning, and the checkpoint that was to be replaced stays, even if
     it has another name. A damaged or missing checkpoint is refused in one line that names another whole one. Only
@@ -62,7 +62,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         place = locate(str(path)) if "://" in str(path) else Path(path)
         if not is_whole(place):
             other = newest(place.parent.glob("*.ckpt"))
-            remedy = f"go on from '{other}'" if other else "there is no other beside it"
+            remedy = f"go on from '{other}'" if other else "there is no other in its folder"
             fault = "is damaged, probably cut off while it was written" if place.is_file() else "is not there"
             raise UserError(f"the checkpoint '{path}' {fault}: {remedy}")
         content = read(place)

@@ -42,8 +42,8 @@ class ClassificationModule(OptimizedModule):
     ``train/loss_step`` the same in one step, every ``log_every_n_steps``
     ``train/loss_ce``   cross-entropy, mean of the epoch
     ``train/acc1``      top-1 accuracy on the training views, mean of the epoch, in [0, 1]
-    ``val/acc1``        top-1 accuracy, in [0, 1]; ``test/acc1`` likewise
-    ``val/acc5``        top-5 accuracy, from five classes on; ``test/acc5`` likewise
+    ``val/acc1``        top-1 accuracy, in [0, 1]; also ``test/acc1``
+    ``val/acc5``        top-5 accuracy, from five classes on; also ``test/acc5``
     =================== =======================================================================
 
     Args:

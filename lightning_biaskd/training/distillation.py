@@ -44,21 +44,23 @@ class DistillationModule(ClassificationModule):
     loaders, metrics, checkpoints and the teacher's cache. A :class:`~lightning_biaskd.callbacks.DynamicWeights`
     callback is added if the Trainer has none.
 
-    Beside the keys of :class:`ClassificationModule` (which are the student's):
+    In addition to the keys of :class:`ClassificationModule`, which are the student's, it logs:
 
     ======================== ===================================================================
     key                      meaning
     ======================== ===================================================================
     ``train/loss_kd``        the distillation term, mean of the epoch
-    ``train/loss_right``     its part of right samples, before dynamic weighting
-    ``train/loss_rectified`` its part of wrong samples, likewise
+    ``train/loss_right``     its part from right samples, before dynamic weighting
+    ``train/loss_rectified`` its part from wrong samples, before dynamic weighting
     ``bias/wrong_rate``      share of training views that the teacher gets wrong
     ``bias/gamma``           γ, the weight of hard knowledge
-    ``val/teacher_acc1``     the teacher's top-1 accuracy; ``acc5`` and ``test/`` likewise
-    ``val/gap``              student's top-1 less teacher's: above 0, the student is ahead
-    ``val/student_only``     number of images that only the student gets right; beside it
-                             ``teacher_only``, ``both`` and ``neither``, and ``test/`` likewise
+    ``val/teacher_acc1``     the teacher's top-1 accuracy (also ``acc5``)
+    ``val/gap``              student's top-1 minus teacher's: above 0, the student is ahead
+    ``val/student_only``     number of images that only the student gets right (also
+                             ``teacher_only``, ``both`` and ``neither``)
     ======================== ===================================================================
+
+    Every ``val/`` key also exists as ``test/``.
 
     Args:
         student: any network that takes images and gives logits (B, C).
@@ -69,18 +71,18 @@ class DistillationModule(ClassificationModule):
         kd_weight: :math:`w_{kd}`.
         student_weights: the student's initial weights, as ``weights`` of :class:`ClassificationModule`.
         teacher_weights: the teacher's weights, see :func:`~lightning_biaskd.models.load_weights`.
-        student_input: what the student is trained to see, as ``model_input`` of :class:`ClassificationModule`.
-        teacher_input: what the teacher was trained to see, likewise: its mean and standard deviation, resolution, and
-            grey or colour may differ from the data's and from the student's.
-        teacher_classes: for each of the data set's classes, the teacher's output that stands for it, -1 for none;
-            ``None`` where they are the same. See :class:`~lightning_biaskd.networks.class_map.ClassMap`.
+        student_input: the student's training format, as ``model_input`` of :class:`ClassificationModule`.
+        teacher_input: the teacher's training format, in the same form. Its mean and standard deviation, resolution and
+            number of channels may differ from the data's and from the student's.
+        teacher_classes: for each class of the data set, the index of the teacher's output for it, or -1 for none;
+            ``None`` if both have the same classes. See :class:`~lightning_biaskd.networks.class_map.ClassMap`.
         teacher_backend: how the teacher is run: ``"plain"``, ``"fast"`` (the default), ``"compile"`` or
             ``"onnxruntime"``, see :func:`~lightning_biaskd.teachers.backends.accelerate`.
         teacher_precision: ``"32"``, ``"bf16"`` or ``"16"``, of its weights and arithmetic; ``None`` for the Trainer's.
-        teacher_cache: where the teacher's answers are kept, a folder or a :class:`~lightning_biaskd.TeacherCache`;
-            ``None`` asks the teacher every time.
+        teacher_cache: where the teacher's outputs are stored, a folder or a :class:`~lightning_biaskd.TeacherCache`;
+            ``None`` runs the teacher every time.
         **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler``, ``lr_interval``, ``lr_batch_size``,
-            ``data_input``, ``channels_last``, ``compile`` and ``metrics``, as of the base class. What is compiled is
+            ``data_input``, ``channels_last``, ``compile`` and ``metrics``, see the base class. ``compile`` applies to
             student, teacher and loss.
 
     Raises:

@@ -14,7 +14,7 @@ from lightning_biaskd.training.checkpoint import newest
 from lightning_biaskd.training.run_folder import run_folder
 
 
-def last_checkpoint(trainer: Trainer, begin_anew: bool) -> Path | None:
+def last_checkpoint(trainer: Trainer, may_start_new: bool) -> Path | None:
     """The checkpoint that is furthest in training among all that runs of this name wrote.
 
     It looks where the Trainer's ``ModelCheckpoint`` callbacks write: in their ``dirpath``, or in the ``checkpoints``
@@ -22,7 +22,7 @@ def last_checkpoint(trainer: Trainer, begin_anew: bool) -> Path | None:
 
     Args:
         trainer: of this run.
-        begin_anew: return ``None`` where there is no checkpoint.
+        may_start_new: return ``None`` if there is no checkpoint.
 
     Raises:
         UserError: there is none.
@@ -31,11 +31,11 @@ def last_checkpoint(trainer: Trainer, begin_anew: bool) -> Path | None:
     candidates = {path.resolve() for folder, pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     for path in candidates:
         remove_stale_drafts(path)
-    found = newest(candidates, resumable=begin_anew)
+    found = newest(candidates, resumable=may_start_new)
     if found is not None:
         rank_zero_info(f"going on from '{found}'")
-    elif begin_anew:
-        rank_zero_info("beginning anew")
+    elif may_start_new:
+        rank_zero_info("starting a new run")
     else:
         places = " or ".join(sorted({f"'{folder}'" for folder, _ in patterns}))
         raise UserError(f"there is no checkpoint in {places} yet")
@@ -58,6 +58,8 @@ def _patterns(trainer: Trainer) -> list[tuple[Path, str]]:
         elif not trainer.loggers:
             found += [(run, f"checkpoints/{name}") for name in names]
         else:
-            versions = "*" if trainer.loggers[0].name else "version_*"  # other runs lie beside one without a name
+            versions = (
+                "*" if trainer.loggers[0].name else "version_*"
+            )  # a logger without a name shares its folder with other runs
             found += [(run.parent, f"{versions}/checkpoints/{name}") for name in names]
     return found

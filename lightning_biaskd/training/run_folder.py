@@ -16,7 +16,7 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 def link_last(folder: Path) -> None:
-    """Lets ``last``, beside the versions of a run, lead to the one that has finished last."""
+    """Links ``last``, next to the versions of a run, to the version that finished last."""
     if not folder.name.startswith("version_"):
         return
     draft = folder.parent / f".last.{os.getpid()}"
