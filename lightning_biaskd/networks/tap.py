@@ -153,8 +153,8 @@ class FeatureTap:
         stages = list(last.values())
         if not number[1:].isdigit() or not 1 <= int(number[1:]) <= len(stages):
             raise UserError(
-                f"{type(self.model).__name__} has {len(stages)} stages ({', '.join(stages)}), so {number} is not one of "
-                "them: name a layer instead"
+                f"{type(self.model).__name__} has {len(stages)} stages ({', '.join(stages)}), so {number} is not "
+                "one of them: name a layer instead"
             )
         return stages[int(number)]
 

@@ -33,8 +33,8 @@ class DynamicWeights(EpochCallback):
         interval: ``"epoch"`` or ``"step"``.
 
     Raises:
-        UserError: the run's end isn't known in epochs or steps (``max_epochs`` or ``max_steps``; ``max_time`` alone would
-            depend on the machine), there are two of these callbacks, or γ leaves [0, 1].
+        UserError: the run's end isn't known in epochs or steps (``max_epochs`` or ``max_steps``; ``max_time`` alone
+            would depend on the machine), there are two of these callbacks, or γ leaves [0, 1].
     """
 
     steers_training = True

@@ -58,8 +58,7 @@ def _patterns(trainer: Trainer) -> list[tuple[Path, str]]:
         elif not trainer.loggers:
             found += [(run, f"checkpoints/{name}") for name in names]
         else:
-            versions = (
-                "*" if trainer.loggers[0].name else "version_*"
-            )  # a logger without a name shares its folder with other runs
+            # a logger without a name shares its folder with other runs
+            versions = "*" if trainer.loggers[0].name else "version_*"
             found += [(run.parent, f"{versions}/checkpoints/{name}") for name in names]
     return found
