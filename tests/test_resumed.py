@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitwise import differing, same
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -24,7 +25,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Checkpoint directory .* exists",
     "ignore:Be aware that when using `ckpt_",
 )
-PARTS = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "random_states", "global_step")
 
 
 class KilledError(Exception):
@@ -52,16 +52,6 @@ class Validations(Callback):
     def on_validation_end(self, trainer, pl_module):
         if not trainer.sanity_checking:
             self.seen.append((trainer.current_epoch, float(trainer.callback_metrics["val/acc1"])))
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def module(**kwargs):
@@ -108,7 +98,7 @@ def test_killed_anywhere_twice(hook, where, bound, trainer, tmp_path):
         part, resumed = fit(trainer, folder, stop, start, **bound)
         seen |= dict(part)
     assert seen == dict(validated)
-    assert [part for part in PARTS if not same(whole.get(part), resumed.get(part))] == []
+    assert differing(whole, resumed) == []
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2])
@@ -119,7 +109,7 @@ def test_a_signal_in_the_middle_of_an_accumulation(batch, trainer, tmp_path):
     assert isinstance(error, SystemExit)
     assert error.code == 143
     _, resumed = fit(trainer, tmp_path / "cut", ckpt=tmp_path / "cut/step.ckpt", accumulate_grad_batches=3)
-    assert [part for part in PARTS if not same(whole.get(part), resumed.get(part))] == []
+    assert differing(whole, resumed) == []
 
 
 def test_another_seed_or_optimizer_is_refused_and_the_rest_is_told(trainer, tmp_path):
