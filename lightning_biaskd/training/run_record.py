@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.training.schedules import CosineOverRun, StepsOverRun
 
 _NEVER = {"seed_everything", "data", "data.seed", "data.val_split", "optimizer"}
 """Another seed or split would validate on images that were trained on; another optimizer can't read the state."""
@@ -57,7 +58,10 @@ def record(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         found |= {f"optimizer.{name}": plain for name, plain in _plain(optimizer.defaults).items()}
     found["lr_scheduler"] = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
     for config in trainer.lr_scheduler_configs:
-        found |= _arguments("lr_scheduler.", config.scheduler)
+        lengths = ("T_max", "milestones") if isinstance(config.scheduler, CosineOverRun | StepsOverRun) else ()
+        kept = _arguments("lr_scheduler.", config.scheduler)
+        found |= {name: value for name, value in kept.items() if not name.endswith(lengths)}
+        found["follows_the_run"] = bool(lengths)
     return found
 
 
@@ -84,12 +88,12 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], within_epoch: boo
         )
     other_schedule = before.get("lr_scheduler") != now.get("lr_scheduler")
     for name in changed:
-        if name.startswith("lr_scheduler.") and other_schedule:
+        if other_schedule and name.startswith(("lr_scheduler.", "follows_the_run")):
             continue
         was, is_now = _shown(before.get(name)), _shown(now.get(name))
         if name.startswith(("optimizer.", "lr_scheduler.")):
             rank_zero_warn(f"{name} stays {was}, as in the checkpoint, and does not become {is_now}")
-        elif name in ("max_epochs", "max_steps") and now["lr_scheduler"]:
+        elif name in ("max_epochs", "max_steps") and now["lr_scheduler"] and not now["follows_the_run"]:
             rank_zero_warn(f"{name} was {was} and is {is_now}: {', '.join(now['lr_scheduler'])} keeps its old length")
         else:
             rank_zero_info(f"{name} was {was} when the checkpoint was written and is {is_now} from here on")
