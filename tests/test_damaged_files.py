@@ -59,6 +59,7 @@ def test_weights(tmp_path, name, kind):
             assert unchanged(before, target)
 
 
+@pytest.mark.filterwarnings("ignore:.*is passed over")
 @pytest.mark.parametrize("kind", ["cut", "flipped", "swapped"])
 def test_checkpoints(tmp_path, kind):
     draw, source, path = random.Random(kind), network(), tmp_path / "run.ckpt"

@@ -40,8 +40,8 @@ def export_student(
 ) -> Path:
     """Writes a trained network and a JSON card that says what it is; :func:`load_student` reads it back.
 
-    The network is exported in eval mode and float32, on a copy. What was written is loaded back and must answer as the
-    network does, within 1e-5 of its largest logit (or of 1), before it takes its place; otherwise nothing is written.
+    The network is exported in eval mode and float32, on a copy. The file is loaded back, and its logits must
+    agree with the network's within 1e-5 of the largest one (or of 1); otherwise nothing is written.
 
     ================ ====================================================================================
     format           written
@@ -51,22 +51,22 @@ def export_student(
     ``onnx``         an ONNX file of opset 18, for batches of any size: input ``image``, output ``logits``
     ================ ====================================================================================
 
-    The card uses the field's names: ``architecture``, ``num_classes``, ``label_names`` and ``pretrained_cfg``
-    (mean, std, input_size) as timm's configurations do, so that a folder with a timm network in it is one that
-    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads.
+    The card uses the names of timm's configurations: ``architecture``, ``num_classes``, ``label_names`` and
+    ``pretrained_cfg`` (mean, std, input_size). A folder with a timm network can be
+    read by ``timm.create_model("local-dir:FOLDER", pretrained=True)``.
 
     Args:
         network: gives logits (B, C).
         output: a file ending in ``.safetensors``, ``.pt2`` or ``.onnx``, whose card is ``FILE.json``; or a folder, for
             ``model.safetensors`` and ``config.json``, the layout of the Hugging Face hub. ``None`` for
             ``student.FORMAT``.
-        input_spec: what the network was trained to see; its size must be given.
+        input_spec: the format of the images that the network was trained on; its size must be given.
         format: ``None`` for what the output's ending says.
         pixels: what a graph takes: ``"normalized"`` images as in training; ``"unit"``, pixels as floats in [0, 1]; or
             ``"uint8"``, pixels in 0…255. The normalisation is then part of the graph.
         quantize: ``"dynamic"`` stores and multiplies the matrices of an ONNX file in 8 bits. It is for transformers: a
-            network whose weights are mostly convolutions becomes slower by it and is refused. How far off the logits
-            are is told by the card's ``max_difference``.
+            network whose weights are mostly convolutions becomes slower and is refused. The card's
+            ``max_difference`` is the largest difference of the logits.
         model: how to build the network, ``class_path`` and ``init_args`` as in YAML, so that weights load back without
             the network at hand.
         label_names: of the C classes.

@@ -16,15 +16,15 @@ _GAP = 100.0
 class ClassMap(nn.Module):
     r"""Puts a network's logits in the order of the data set's classes.
 
-    A class that the network doesn't know gets a logit 100 below the least of those that it knows: its tempered
-    probability is next to nothing (:math:`e^{-100/\tau}`, 1e-11 at τ = 4), and among the others they are what they
-    were. So a teacher is wrong on every image of a class that it doesn't know, and is treated as for any other mistake:
-    eliminated, or rectified toward the label. Methods that standardise logits over the classes, and rectification with
-    ``space="logits"``, want a teacher that knows all classes: one logit so far off hides what the others say.
+    A class that the network doesn't know gets a logit 100 below the smallest known one. Its tempered probability is
+    close to zero (:math:`e^{-100/\tau}`, 1e-11 at τ = 4), and the ratios between the other classes stay the same. A
+    teacher is therefore wrong on every image of an unknown class, and the strategy treats it as any other mistake.
+    Methods that standardise logits over the classes, and rectification with ``space="logits"``, need a teacher that
+    knows all classes, because one logit so far off hides the differences between the others.
 
     Args:
-        index: for each of the data set's C classes, the number of the network's output that stands for it, -1 for none.
-            Outputs that aren't named (a network of more classes) are left out.
+        index: for each of the data set's C classes, the index of the network's output for it, or -1 for none. Outputs
+            that aren't listed (of a network with more classes) are dropped.
 
     Raises:
         UserError: an output that the network doesn't have, or no class that it knows.

@@ -9,7 +9,7 @@ from lightning_biaskd.networks.weights import locate, read
 
 
 class GuardedLoading:
-    """A mixin for modules and data modules, whose ``load_from_checkpoint`` then never runs code that a file holds.
+    """A mixin for modules and data modules. Their ``load_from_checkpoint`` then never runs code that a file holds.
 
     Nothing but tensors and plain values is unpickled, and a remote file is read only where its address ends in its
     digest, as in :func:`~lightning_biaskd.load_weights`.

@@ -1,4 +1,4 @@
-"""What a network was trained to see, and how the images of one become those of another."""
+"""The format of a network's input images, and the conversion from one format to another."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network was trained to see. The defaults are those of networks pretrained on ImageNet.
+    """The format of the images that a network was trained on. The defaults are those of ImageNet.
 
     Args:
         mean: per channel, of pixels in [0, 1]; one number for grey images, three for colour.
-        std: standard deviation per channel, of pixels in [0, 1].
+        std: the standard deviation, one number per channel as for ``mean``.
         size: height and width in pixels, or one number for both; ``None`` leaves images at the size they have.
         interpolation: ``"bilinear"`` or ``"bicubic"``, both antialiased, where the size must change.
 
     Raises:
-        UserError: as many means as standard deviations are needed, and these positive.
+        UserError: mean and std differ in length, or a std is not positive.
     """
 
     mean: Sequence[float] = (0.485, 0.456, 0.406)
@@ -45,12 +45,12 @@ class InputSpec:
 
     @property
     def channels(self) -> int:
-        """Of the images."""
+        """Number of channels of the images."""
         return len(self.mean)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(D, H, W) of an image.
+        """Shape (D, H, W) of an image.
 
         Raises:
             UserError: the size isn't given.
@@ -61,10 +61,10 @@ class InputSpec:
 
     @classmethod
     def of_pretrained(cls, model: nn.Module) -> InputSpec:
-        """What timm's ``pretrained_cfg`` says of a network: of its published weights, not of any others.
+        """The format in timm's ``pretrained_cfg`` of a network. It describes the published weights, not others.
 
         Raises:
-            UserError: the network carries none.
+            UserError: the network has no ``pretrained_cfg``.
         """
         cfg = getattr(model, "pretrained_cfg", None)
         if not cfg:
@@ -76,25 +76,25 @@ class InputSpec:
 
     @classmethod
     def of_data(cls, datamodule: Any) -> InputSpec | None:
-        """How a data module normalises, by its attributes ``mean`` and ``std``; ``None`` where it has none."""
+        """The normalisation of a data module, from its attributes ``mean`` and ``std``; ``None`` if it has none."""
         mean, std = (getattr(datamodule, name, None) for name in ("mean", "std"))
         return None if mean is None or std is None else cls(mean, std)
 
 
 class InputConversion(nn.Module):
-    r"""Makes of images that are normalised in one way those that a network was trained to see.
+    r"""Converts images to the format that a network was trained on.
 
     .. math:: x'_c = \frac{\sigma_c x_c + \mu_c - \mu'_c}{\sigma'_c}
 
     Grey images are repeated for a network that takes colour, and colour becomes luminance for one that takes grey. Then
-    the image is resized, if a size is asked for. All of it is done on the device, in float32 at least.
+    the image is resized, if a size is given. The conversion runs on the device, in float32 or float64.
 
     Args:
-        wanted: what the network was trained to see.
-        given: how the images come; ``None`` if :meth:`connect` will tell.
+        wanted: the format that the network was trained on.
+        given: the format of the images; ``None`` if :meth:`connect` sets it later.
 
     Raises:
-        UserError: numbers of channels that can't be made of one another; images before it is known how they come.
+        UserError: numbers of channels that can't be converted into each other, or images before ``given`` is set.
 
     Shape:
         (B, D, H, W) to (B, D', H', W').
@@ -119,7 +119,7 @@ class InputConversion(nn.Module):
             self.connect(given)
 
     def connect(self, given: InputSpec) -> None:
-        """Tells how the images come."""
+        """Sets the format of the images."""
         wanted = self.wanted
         if given.channels != wanted.channels and {given.channels, wanted.channels} != {1, 3}:
             raise UserError(
@@ -158,14 +158,14 @@ class InputConversion(nn.Module):
 def conversion(
     model: nn.Module, wanted: InputSpec | Literal["pretrained"] | None, given: InputSpec | None = None
 ) -> InputConversion | None:
-    """What converts images for a network, ``None`` where nothing special is wanted."""
+    """The conversion for a network; ``None`` if no format is given."""
     if wanted is None:
         return None
     return InputConversion(InputSpec.of_pretrained(model) if isinstance(wanted, str) else wanted, given)
 
 
 def warn_of_pretrained(teacher: nn.Module, given: InputSpec) -> None:
-    """Warns where images are normalised otherwise than timm says that a network's published weights want them."""
+    """Warns if images are normalised differently from a network's ``pretrained_cfg``."""
     if not getattr(teacher, "pretrained_cfg", None):
         return
     published = InputSpec.of_pretrained(teacher)

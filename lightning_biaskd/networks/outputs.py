@@ -1,4 +1,4 @@
-"""What a network gives to a distiller."""
+"""The outputs of a network that a distiller reads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning_biaskd.errors import UserError
 
 
 class Outputs(NamedTuple):
-    """One network's answer to one batch.
+    """One network's outputs for one batch.
 
     Attributes:
         logits: (B, C) class scores.
         features: by layer name, (B, D, H, W) maps or (B, N, D) tokens.
-        embedding: (B, D), what the classifier reads.
+        embedding: (B, D), the classifier's input.
         head: the classifier, (N, D) to logits (N, C).
         index: (B,) int64, the index of each image in its data set, for methods with a memory.
     """

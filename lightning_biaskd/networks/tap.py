@@ -22,22 +22,22 @@ _NO_STAGE = (
 
 
 class FeatureTap:
-    """Runs a network and keeps what the named layers gave; the network itself is not edited.
+    """Runs a network and keeps the outputs of the named layers. The network itself is not edited.
 
     A layer is named as in ``model.named_modules()``, or counted from the end: ``"-1"`` is the network's last stage,
-    ``"-2"`` the one before. A stage is all that is computed at one resolution, and its feature the last layer's output
-    there; pooling layers and maps of a single pixel don't count. So ``"-3", "-2", "-1"`` are ``layer1``, ``layer2``,
+    ``"-2"`` the one before. A stage consists of the layers at one resolution, and its feature is the output of the last
+    of them; pooling layers and maps of a single pixel don't count. So ``"-3", "-2", "-1"`` are ``layer1``, ``layer2``,
     ``layer3`` of a CIFAR ResNet and ``layer2``, ``layer3``, ``layer4`` of torchvision's. ``:pre`` after either takes
-    what the activation at the layer's end reads, where there is one.
+    the input of the activation at the layer's end, if there is one.
 
-    Stages, ``:pre`` and the embedding are found by running the network once, on the first images that come, in eval
-    mode. If the call will be compiled, make one before.
+    Stages, ``:pre`` and the embedding are found by running the network once in eval mode, on the first images. Call the
+    tap once before you compile it.
 
     Args:
         model: any network.
-        layers: names of layers. With none, and without the embedding, no hook is set and nothing is paid.
-        embedding: whether to hand out the classifier and what it reads: the layer whose output is the logits. Networks
-            that return :class:`Outputs` with both are taken at their word.
+        layers: names of layers. Without layers and embedding, no hook is set and nothing is computed.
+        embedding: whether to return the classifier (the layer whose output is the logits) and its input. If a network
+            returns :class:`Outputs` with both, those are used.
 
     Raises:
         UserError: a layer does not exist (the line lists near names), the network has fewer stages, or no layer of it
@@ -83,12 +83,12 @@ class FeatureTap:
         return Outputs(answer.logits, features, embedding, answer.head if self._head is None else self._head)
 
     def grafted(self, layer: str, behind: nn.Module, head: nn.Module) -> nn.Module:
-        """A copy of the network, untapped, in which ``behind`` follows a layer and ``head`` is the classifier.
+        """A copy of the network without hooks, in which ``behind`` follows a layer and ``head`` is the classifier.
 
         Args:
             layer: one of the tapped layers.
-            behind: takes what the layer gives.
-            head: takes what the classifier reads then.
+            behind: takes the layer's output.
+            head: takes the classifier's input.
 
         Raises:
             UserError: the layer runs several times, or the classifier is no module of the network.
@@ -193,14 +193,14 @@ class _Call(NamedTuple):
 
 
 def _with_ancestors(name: str) -> list[str]:
-    """A module's name and those of the modules around it, but for the network itself."""
+    """A module's name and those of the modules around it, without the network itself."""
     parts = name.split(".")
     return [".".join(parts[:n]) for n in range(1, len(parts) + 1)] if name else []
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a network in eval mode, and each of its layers back into its own mode after."""
+    """Puts a network in eval mode, and restores the mode of each layer afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -212,7 +212,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _trace(model: nn.Module, image: Tensor) -> tuple[Any, list[_Call]]:
-    """Runs a network once in eval mode, and leaves it as it was."""
+    """Runs a network once in eval mode, without changing it."""
     calls: list[_Call] = []
     hooks = [
         module.register_forward_hook(
@@ -231,7 +231,7 @@ def _trace(model: nn.Module, image: Tensor) -> tuple[Any, list[_Call]]:
 
 
 def _last_activation(name: str, calls: list[_Call]) -> nn.Module | None:
-    """The activation whose output is that of the named layer, if it ends in one."""
+    """The activation at the end of the named layer, if there is one."""
     output = next(call.output for call in reversed(calls) if call.name == name)
     for call in reversed(calls):
         if call.output is output and type(call.module).__module__ == nn.ReLU.__module__:
@@ -251,7 +251,7 @@ class _KeepOutput:
 
 
 class _KeepInput(_KeepOutput):
-    """A hook that keeps what a layer reads, from before it is overwritten."""
+    """A hook that keeps a layer's input, before an in-place layer overwrites it."""
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any = None) -> None:
         value = inputs[0]
