@@ -32,7 +32,7 @@ class BiasLoss(NamedTuple):
     Attributes:
         total: the weighted loss, to be minimised.
         right: the part of right samples, before the weight of dynamic learning.
-        rectified: the part of wrong samples, likewise.
+        rectified: the part of wrong samples, before that weight.
         wrong_rate: share of samples on which the teacher is wrong.
         trust: (B,) the share of its weight that the distillation loss of each sample keeps after elimination, γ and
             trust, detached; the mean over the methods of a sum. ``None`` of a strategy that weighs no sample.
@@ -62,13 +62,13 @@ class BiasStrategy(nn.Module):
 
     A group without samples adds exactly zero. γ moves with training; the
     :class:`~lightning_biaskd.callbacks.DynamicWeights` callback does it in a Trainer, and ``gamma.fill_(cosine(t))``
-    in a loop of one's own. A method that doesn't read logits can't be rectified: its wrong samples are eliminated and
+    in any other loop. A method that doesn't read logits can't be rectified: its wrong samples are eliminated and
     γ leaves its right ones alone. One that reads no teacher at all keeps every sample, evenly weighted. In a
     :class:`~lightning_biaskd.WeightedSum` each part is treated by its kind.
 
     Args:
         mode: how wrong answers are corrected, see :func:`~lightning_biaskd.bias.rectify`; ``"none"`` distils the
-            bias as it is, ``"drop"`` eliminates it (:math:`b = 0`).
+            bias unchanged, ``"drop"`` eliminates it (:math:`b = 0`).
         normalize: ``"group"`` or ``"batch"``.
         balance: ``"complement"`` or ``"ramp"``.
         space: ``"probs"`` or ``"logits"``, see :func:`~lightning_biaskd.bias.rectify_logits`.
@@ -86,7 +86,7 @@ class BiasStrategy(nn.Module):
         gamma: buffer, γ in [0, 1]; 0 at first. Not in the state dict: it is a function of progress alone.
 
     Raises:
-        UserError: an argument is none of the listed words.
+        UserError: an argument is not one of the listed words.
 
     Example:
         >>> from lightning_biaskd.distillers import KD

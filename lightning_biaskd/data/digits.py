@@ -25,7 +25,6 @@ class DigitsDataModule(InMemoryDataModule):
     flip = False
 
     def read(self, split: Split) -> tuple[Tensor, Tensor]:
-        """See :class:`InMemoryDataModule`."""
         from sklearn.datasets import load_digits  # a second of import, which other data needn't pay
 
         digits = load_digits()

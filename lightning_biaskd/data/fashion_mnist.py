@@ -36,7 +36,6 @@ class FashionMNISTDataModule(InMemoryDataModule):
             FashionMNIST(self.root, download=True)
 
     def read(self, split: Split) -> tuple[Tensor, Tensor]:
-        """See :class:`InMemoryDataModule`."""
         image = self._idx(f"{_PREFIX[split]}-images-idx3-ubyte", dimensions=3)
         target = self._idx(f"{_PREFIX[split]}-labels-idx1-ubyte", dimensions=1)
         return image.unsqueeze(1), target.long()

@@ -17,7 +17,7 @@ def at_loss(student: Tensor, teacher: Tensor, power: float = 2.0) -> Tensor:
 
     Args:
         student: (B, D, H, W), or tokens (B, N, D).
-        teacher: likewise, of any channels and size.
+        teacher: the teacher's map, of any channels and size.
         power: p, of the activations.
 
     Returns:
@@ -45,7 +45,7 @@ class AT(FeatureDistiller):
     The larger of two maps is averaged to the size of the smaller. The mean is over positions, as in the authors' code;
     the paper has the length of the difference instead.
 
-    Layers (the three stages), p and the loss's weight of 1000 beside cross-entropy at 1 are those of RepDistiller and
+    Layers (the three stages), p and the loss's weight of 1000 with cross-entropy at 1 are those of RepDistiller and
     mdistiller for CIFAR-100. By its mean over positions, the loss of images half as high is about four times as large,
     so the weight is for images of 32x32.
 
@@ -71,7 +71,6 @@ class AT(FeatureDistiller):
         self.power = power
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return torch.stack([at_loss(s, t, self.power) for s, t in self.pairs(student, teacher)]).sum(0)
 
     def extra_repr(self) -> str:

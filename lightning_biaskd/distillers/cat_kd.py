@@ -66,14 +66,14 @@ class CATKD(FeatureDistiller):
     with :math:`\phi` the identity, or the map scaled to length 1.
 
     The defaults are those of the authors' code (GzyAftermath/CAT-KD) for resnet32x4→resnet8x4: r = 2, not scaled, and
-    the weight 15 beside cross-entropy at 1. These are tuned to the pair: where teacher and student are of other
+    the weight 15 with cross-entropy at 1. These are tuned to the pair: where teacher and student are of other
     families, maps are scaled, r is 2 or 4, and the weight is 15 to 600 (80 for wrn_40_2→ShuffleNetV1). The authors'
     networks have no bias in the classifier; here it has no part in the maps. Their variants with binary maps, or maps
     of some classes alone, are not here.
 
     Args:
         layer: the last feature map, whose average the student's classifier reads.
-        teacher_layer: likewise the teacher's; ``None`` for the same.
+        teacher_layer: the teacher's layer; ``None`` for the same as the student's.
         resolution: r, cells per side.
         normalize: scale each map to length 1.
 
@@ -95,12 +95,11 @@ class CATKD(FeatureDistiller):
         self.normalize = normalize
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; makes nothing, and refuses a map whose average the classifier doesn't read."""
+        """Makes nothing, and refuses a map whose average the classifier doesn't read."""
         check_average("CATKD", student, *self.needs.layers)
         check_average("CATKD", teacher, *self.needs.teacher_layers)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         ((s, t),) = self.pairs(student, teacher)
         own = class_activation_maps(as_map(s), _weight(student))
         others = class_activation_maps(as_map(t), _weight(teacher))

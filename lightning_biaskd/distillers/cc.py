@@ -58,7 +58,7 @@ class CC(FeatureDistiller):
     kept samples, in their order, so that a sample's neighbour is the next kept one. Under DDP it is the global batch,
     rank after rank.
 
-    Size and the loss's weight of 0.02 beside cross-entropy at 1 are RepDistiller's, which trains both maps, the
+    Size and the loss's weight of 0.02 with cross-entropy at 1 are RepDistiller's, which trains both maps, the
     teacher's too.
 
     Args:
@@ -79,12 +79,11 @@ class CC(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; makes the linear maps, the student's and the teacher's."""
+        """Makes the linear maps, the student's and the teacher's."""
         pair = embeddings(student, teacher)
         self.connectors = to_device_of([Connector(nn.Linear(x.shape[1], self.dim)) for x in pair], pair[0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         maps = require_built(self.connectors)
         s, t = (connector(x) for connector, x in zip(maps, embeddings(student, teacher), strict=True))
         return cc_loss(s, t, keep)

@@ -80,13 +80,13 @@ class CRD(FeatureDistiller):
     where Z is set once, so that in the first step the mean of h is 1/N. After the loss, the images of the batch enter
     the memories: :math:`m_i \leftarrow \mu m_i + (1 - \mu) v_i`, scaled to length 1.
 
-    Defaults are those of the authors' code (HobbitLong/RepDistiller), with the loss's weight 0.8 beside cross-entropy
+    Defaults are those of the authors' code (HobbitLong/RepDistiller), with the loss's weight 0.8 with cross-entropy
     at 1. Given the same negatives and memories, so is the loss. Only the draws differ: theirs are without replacement
     where there are enough samples, ours are a function of a step counter and of the sample's number.
 
     So all of it is the same for any number of processes, and a resumed run goes on as if it had never stopped: Z and
     the memories are of the batch of all ranks, in the state dict, and identical on every rank. They are parameters
-    without gradient, not buffers, because DDP would send those anew in every step. In eval mode nothing is remembered.
+    without gradient, not buffers, because DDP would send buffers in every step. In eval mode the memories do not change.
 
     * An image that is several times in a batch (two views, or a sampler that fills up the last batch) is remembered as
       it was last, in the order of the ranks.
@@ -131,7 +131,7 @@ class CRD(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; makes the linear maps and the memories."""
+        """Makes the linear maps and the memories."""
         if num_samples is None:
             raise UserError(
                 "CRD remembers every image, so it must know how many there are: give the data module a num_samples, or "
@@ -150,10 +150,9 @@ class CRD(FeatureDistiller):
         self.register_buffer("step", torch.randint(2**62, (), device=own.device))  # so that seeds draw differently
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         maps = require_built(self.connectors)
         if student.index is None:
-            raise UserError("CRD reads the images' numbers: hand over with_index(student, index)")
+            raise UserError("CRD needs the index of each image: pass with_index(student, index)")
         anchors = [unit(embed(e)) for embed, e in zip(maps, embeddings(student, teacher), strict=True)]
         negatives = draw_negatives(self.labels, target, self.step + student.index * GOLDEN, self.negatives)
         drawn = torch.cat([student.index.unsqueeze(1), negatives], dim=1)

@@ -110,12 +110,10 @@ class CTKD(Distiller):
         return self._temperature(self.theta.detach())
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         temperature = self._temperature(reverse_gradient(self.theta, self.strength))
         return ctkd_loss(student.logits, teacher.logits, temperature)
 
     def set_epoch(self, epoch: int) -> None:
-        """See :class:`Distiller`."""
         super().set_epoch(epoch)
         self.strength.fill_((1 - math.cos(math.pi * min((epoch + 1) / self.loops, 1.0))) / 2)
 

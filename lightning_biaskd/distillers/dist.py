@@ -86,7 +86,7 @@ class DIST(Distiller):
     weighing samples apart moves no optimum. Statistics are of the global batch, over its kept samples.
 
     The defaults are the authors' for CIFAR-100 (image_classification_sota, ``dist_cifar.yaml``), where the loss has
-    weight 2 beside cross-entropy at 1; on ImageNet τ is 1.
+    weight 2 with cross-entropy at 1; on ImageNet τ is 1.
 
     Args:
         beta: weight of the inter-class relation, within a sample.
@@ -102,7 +102,6 @@ class DIST(Distiller):
         self.gamma = gamma
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return dist_loss(student.logits, teacher.logits, self.beta, self.gamma, self.temperature, keep)
 
     def extra_repr(self) -> str:

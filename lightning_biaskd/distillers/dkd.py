@@ -71,7 +71,6 @@ class DKD(Distiller):
         self.beta = beta
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return dkd_loss(student.logits, teacher.logits, target, self.alpha, self.beta, self.temperature)
 
     def extra_repr(self) -> str:

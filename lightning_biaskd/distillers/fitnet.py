@@ -37,7 +37,7 @@ class FitNet(FeatureDistiller):
     over channels and positions, with :math:`r_l` learned: a convolution, BatchNorm and ReLU, see
     :func:`~lightning_biaskd.features.connectors.regressor`.
 
-    Layer, regressor and the loss's weight of 100 beside cross-entropy at 1 are those of RepDistiller and mdistiller,
+    Layer, regressor and the loss's weight of 100 with cross-entropy at 1 are those of RepDistiller and mdistiller,
     which train by the hint and the labels at once; the paper first trains the lower half of the student by the hint
     alone.
 
@@ -59,12 +59,11 @@ class FitNet(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; makes the regressors."""
+        """Makes the regressors."""
         pairs = list(self.pairs(student, teacher))
         self.connectors = to_device_of([regressor(as_map(s), as_map(t)) for s, t in pairs], pairs[0][0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         losses = [
             hint_loss(*same_size(connector(as_map(s)), t))
             for connector, (s, t) in zip(require_built(self.connectors), self.pairs(student, teacher), strict=True)

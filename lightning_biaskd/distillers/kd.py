@@ -41,5 +41,4 @@ class KD(Distiller):
         super().__init__(temperature)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return kd_loss(student.logits, teacher.logits, self.temperature)

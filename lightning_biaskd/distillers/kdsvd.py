@@ -65,7 +65,7 @@ def kdsvd_loss(
 
     Args:
         students: (B, D, H, W) each, or tokens (B, N, D), at least two.
-        teachers: likewise, as many.
+        teachers: as many maps of the teacher.
         k: how many singular vectors of the teacher's.
         vectors: what they run over.
 
@@ -129,7 +129,7 @@ class KDSVD(FeatureDistiller):
     which student and teacher then need equally many, and there is one such matrix for each sample that is as large as
     their number squared.
 
-    K and the loss's weight of 1 beside cross-entropy at 1 are mdistiller's, layers (the three stages) those of both.
+    K and the loss's weight of 1 with cross-entropy at 1 are mdistiller's, layers (the three stages) those of both.
 
     Args:
         layers: of the student, by name or by stage, two at least.
@@ -160,7 +160,6 @@ class KDSVD(FeatureDistiller):
         self.vectors: Vectors = vectors
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         students, teachers = zip(*self.pairs(student, teacher), strict=True)
         return kdsvd_loss(students, teachers, self.k, self.vectors)
 

@@ -64,7 +64,6 @@ class LogitStandardization(Wrapper):
         self.weight = weight
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         student = with_logits(student, standardize(student.logits))
         teacher = with_logits(teacher, standardize(teacher.logits))
         loss: Tensor = self.distiller(student, teacher, target, keep)

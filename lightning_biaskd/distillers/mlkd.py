@@ -95,8 +95,8 @@ class MLKD(Distiller):
     Args:
         temperatures: τ, several; a wrong teacher is rectified at their mean, 4 by default.
         instance_weight: weight of the instance level; a list gives each view its own.
-        batch_weight: weight of the batch level, likewise.
-        class_weight: weight of the class level, likewise.
+        batch_weight: weight of the batch level.
+        class_weight: weight of the class level.
         views: how many views of the same images the batch holds, one after the other in equal parts. The Gram matrices
             are taken within each.
 
@@ -125,7 +125,6 @@ class MLKD(Distiller):
         self.class_weight = self._per_view("class_weight", class_weight)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         size, rest = divmod(len(student.logits), self.needs.views)
         if rest:
             raise UserError(

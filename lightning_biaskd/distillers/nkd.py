@@ -44,7 +44,7 @@ class NKD(Distiller):
 
     with :math:`p` the distribution at temperature 1 and :math:`q` the one over the classes other than the label, at τ.
     A cross-entropy, not a divergence: it isn't zero at the teacher. The defaults are the paper's for ImageNet, with
-    weight 1 beside cross-entropy at 1; the authors' code (cls_KD) has :math:`\gamma = 3.5`, :math:`\tau = 3` on
+    weight 1 with cross-entropy at 1; the authors' code (cls_KD) has :math:`\gamma = 3.5`, :math:`\tau = 3` on
     CIFAR-100.
 
     Args:
@@ -57,7 +57,6 @@ class NKD(Distiller):
         self.gamma = gamma
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return nkd_loss(student.logits, teacher.logits, target, self.gamma, self.temperature)
 
     def extra_repr(self) -> str:

@@ -39,7 +39,7 @@ class NormKD(Distiller):
             \mathrm{softmax}(z^S_i/\tau^S_i)\big), \qquad \tau_i = T_\mathrm{norm}\, \sigma(z_i)
 
     with the unbiased standard deviation :math:`\sigma` of a row, through which the student's gradient flows, as in the
-    authors' code (gizi1/NormKD). The default is theirs for CIFAR-100, with weight 0.9 beside cross-entropy at 0.1; on
+    authors' code (gizi1/NormKD). The default is theirs for CIFAR-100, with weight 0.9 with cross-entropy at 0.1; on
     ImageNet it is 1, with 0.5 and 0.5.
 
     :class:`~lightning_biaskd.bias.BiasStrategy` rectifies at one temperature, :math:`T_\mathrm{norm}`, not at each
@@ -53,5 +53,4 @@ class NormKD(Distiller):
         super().__init__(temperature)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return norm_kd_loss(student.logits, teacher.logits, self.temperature)

@@ -23,7 +23,7 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: (B, D, H, W), or tokens (B, N, D).
-        teacher: likewise, of any channels and size.
+        teacher: the teacher's map, of any channels and size.
 
     Returns:
         (B,)
@@ -55,7 +55,7 @@ class NST(FeatureDistiller):
 
     The larger of two maps is averaged to the size of the smaller.
 
-    Layers (the three stages) and the loss's weight of 50 beside cross-entropy at 1 are those of RepDistiller and
+    Layers (the three stages) and the loss's weight of 50 with cross-entropy at 1 are those of RepDistiller and
     mdistiller.
 
     Args:
@@ -72,5 +72,4 @@ class NST(FeatureDistiller):
         super().__init__(layers, teacher_layers)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return torch.stack([nst_loss(s, t) for s, t in self.pairs(student, teacher)]).sum(0)

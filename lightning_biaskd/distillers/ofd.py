@@ -65,7 +65,7 @@ class OFD(FeatureDistiller):
     which it takes the outputs for Gaussian; here it is the mean of the negative responses to the images of the
     rehearsal (at most 64 of a fit), which any network has, and it is saved in the checkpoint. Given the margins, the
     loss is that of the authors' code (clovaai/overhaul-distillation) and of mdistiller, from which layers (the three
-    stages) and the loss's weight of 0.001 beside cross-entropy at 1 are; on ImageNet it is 0.0001.
+    stages) and the loss's weight of 0.001 with cross-entropy at 1 are; on ImageNet it is 0.0001.
 
     BatchNorm's statistics in training are those of the process, over all samples of the batch, unless the Trainer has
     ``sync_batchnorm=True``. Only the student's features pass through it.
@@ -85,12 +85,11 @@ class OFD(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; makes the connectors and measures the margins."""
+        """Makes the connectors and measures the margins."""
         pairs = [(as_map(s), as_map(t)) for s, t in self.pairs(student, teacher)]
         self.connectors = to_device_of([_Stage(s, t) for s, t in pairs], pairs[0][0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         stages = require_built(self.connectors)
         pairs = self.pairs(student, teacher)
         losses = [stage(as_map(s), as_map(t)) for stage, (s, t) in zip(stages, pairs, strict=True)]

@@ -57,7 +57,7 @@ class PKT(FeatureDistiller):
     between its members, some losses would be negative.) With ``keep`` the batch is the kept samples: dropped ones are
     nobody's neighbours, and the mean over the kept ones is the loss of these alone. Under DDP it is the global batch.
 
-    The loss's weight of 30000 beside cross-entropy at 1 is that of RepDistiller and mdistiller; the large number makes
+    The loss's weight of 30000 with cross-entropy at 1 is that of RepDistiller and mdistiller; the large number makes
     up for a mean over B² where a divergence has a sum over B, and for distributions that are nearly flat.
     """
 
@@ -67,7 +67,6 @@ class PKT(FeatureDistiller):
         super().__init__()
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return pkt_loss(*embeddings(student, teacher), keep)
 
     def extra_repr(self) -> str:

@@ -59,5 +59,4 @@ class RC(Distiller):
         super().__init__(temperature)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return rc_loss(student.logits, target, self.temperature)

@@ -61,7 +61,7 @@ class ReviewKD(FeatureDistiller):
     As in the authors' code (dvlab-research/ReviewKD) and mdistiller, the teacher's features are those before the
     activation, where a layer ends in one, the fused features have as many channels as the student's embedding, 512 at
     most, and the weight grows over 20 epochs: from 1/20, as mdistiller counts them from 1; from 0 in the authors'.
-    Beside cross-entropy at 1 the weight is tuned to the pair: 5 for resnet32x4→resnet8x4; 0.6 to 8 elsewhere. On
+    With cross-entropy at 1, the weight is tuned to the pair: 5 for resnet32x4→resnet8x4; 0.6 to 8 elsewhere. On
     ImageNet (resnet34→18: weight 1) the layers are (-4, -3, -2, -1), the student's taken before the activation too,
     and there is no warm-up in the authors' code.
 
@@ -95,7 +95,7 @@ class ReviewKD(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; makes the fusions."""
+        """Makes the fusions."""
         levels = self._levels(student, teacher)
         middle = min(levels[0][0].shape[1], self.max_channels)
         fusions: list[nn.Module] = [
@@ -104,7 +104,6 @@ class ReviewKD(FeatureDistiller):
         self.connectors = to_device_of(fusions, levels[0][0])
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         losses, fused = [], None
         for fusion, (s, t) in zip(require_built(self.connectors), self._levels(student, teacher), strict=True):
             answer, fused = fusion(s, fused, t.shape[2:])

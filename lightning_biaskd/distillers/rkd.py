@@ -71,7 +71,7 @@ class RKD(FeatureDistiller):
     L. With ``keep`` the batch is the kept samples, in all sums and means: three samples count only if the teacher was
     right on all of them. Under DDP it is the global batch of N, so memory is N³ + N²D.
 
-    The weights are those of RepDistiller and mdistiller, where the loss has weight 1 beside cross-entropy at 1.
+    The weights are those of RepDistiller and mdistiller, where the loss has weight 1 with cross-entropy at 1.
 
     Args:
         distance_weight: :math:`w_d`.
@@ -86,7 +86,6 @@ class RKD(FeatureDistiller):
         self.angle_weight = angle_weight
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return rkd_loss(*embeddings(student, teacher), self.distance_weight, self.angle_weight, keep)
 
     def extra_repr(self) -> str:

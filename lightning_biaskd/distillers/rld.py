@@ -103,7 +103,6 @@ class RLD(Distiller):
         self.confidence_temperature = confidence_temperature
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return rld_loss(
             student.logits,
             teacher.logits,

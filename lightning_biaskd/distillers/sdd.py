@@ -60,12 +60,12 @@ class SDD(Wrapper):
     The published method is ``bias=None``. As it reads features, :class:`~lightning_biaskd.bias.BiasStrategy` eliminates
     the samples that the teacher gets wrong as a whole. It doesn't rectify the cells: one may show only background, or a
     part that two classes share, and the teacher's answer to that is what the method sets out to teach. So a wrong cell
-    of a right sample is handed over as it is.
+    of a right sample is used unchanged.
 
     Args:
         distiller: the inner method, which reads logits; ``None`` for ``DKD()``.
         layer: the last feature map, (B, D, H, W), whose average the student's classifier reads.
-        teacher_layer: likewise the teacher's; ``None`` for the same as the student's.
+        teacher_layer: the teacher's layer; ``None`` for the same as the student's.
         scales: cells per side, the first of them 1.
         complementary_weight: w of complementary cells.
 
@@ -107,14 +107,13 @@ class SDD(Wrapper):
         self.complementary_weight = complementary_weight
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; makes nothing, and refuses a map whose average the classifier doesn't read."""
+        """Makes nothing, and refuses a map whose average the classifier doesn't read."""
         super().build(student, teacher, num_samples)
         for outputs, (layer,) in ((student, self.needs.layers), (teacher, self.needs.teacher_layers)):
             self._cells(outputs, layer)
             check_average("SDD", outputs, layer)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         student_cells = self._cells(student, self.needs.layers[0])
         teacher_cells = self._cells(teacher, self.needs.teacher_layers[0])
         shape = teacher_cells.shape[:2]

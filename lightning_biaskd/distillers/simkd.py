@@ -49,9 +49,9 @@ class SimKD(FeatureDistiller):
     the size of the smaller.
 
     Wherever the student answers, :math:`z^S` are its logits: in validation, test and prediction, in cross-entropy, and
-    for methods beside this one. Its own classifier is frozen, as it has no part in that. ``module.deployed()`` of the
+    for other methods in the same sum. Its own classifier is frozen, as it has no part in that. ``module.deployed()`` of the
     :class:`~lightning_biaskd.DistillationModule` is the network to deploy: a copy of the student in which the projector
-    follows the last map and the teacher's classifier stands. ``module.student``, and the weights that
+    follows the last map and the teacher's classifier replaces the student's. ``module.student``, and the weights that
     :func:`~lightning_biaskd.load_weights` takes from a checkpoint, are those of the student without them. Projector and
     classifier are in the checkpoint with it.
 
@@ -63,7 +63,7 @@ class SimKD(FeatureDistiller):
 
     Args:
         layer: the last feature map, whose average the student's classifier reads.
-        teacher_layer: likewise the teacher's; ``None`` for the same.
+        teacher_layer: the teacher's layer; ``None`` for the same as the student's.
         factor: how much narrower than the teacher's map the projector is inside.
 
     Raises:
@@ -82,7 +82,7 @@ class SimKD(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; makes the projector, copies the teacher's classifier and freezes the student's."""
+        """Makes the projector, copies the teacher's classifier and freezes the student's."""
         ((s, t),) = self.pairs(student, teacher)
         for outputs, feature, (layer,) in ((student, s, self.needs.layers), (teacher, t, self.needs.teacher_layers)):
             if feature.ndim != 4:
@@ -93,19 +93,18 @@ class SimKD(FeatureDistiller):
         self.connectors = to_device_of([_projector(s, t, self.factor), Connector(classifier)], s)
 
     def outputs_of(self, student: Outputs) -> Outputs:
-        """See :class:`Distiller`; the logits are those of the teacher's classifier on the projected map."""
+        """Outputs whose logits are those of the teacher's classifier on the projected map."""
         projected = self._projected(student)
         logits = require_built(self.connectors)[1](projected.mean((2, 3)))
         features = {**student.features, _PROJECTED: projected}
         return Outputs(logits, features, student.embedding, student.head, student.index)
 
     def deployed(self, student: FeatureTap) -> nn.Module:
-        """See :class:`Distiller`; the projector follows the last map, and the teacher's classifier stands."""
+        """The projector follows the last map, and the teacher's classifier replaces the student's."""
         projector, classifier = copy.deepcopy(require_built(self.connectors))
         return student.grafted(self.needs.layers[0], projector, classifier)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         ((_, t),) = self.pairs(student, teacher)
         projected = student.features.get(_PROJECTED)
         return simkd_loss(self._projected(student) if projected is None else projected, t)

@@ -104,11 +104,9 @@ class SLD(Distiller):
         self.register_buffer("pseudo", torch.tensor(1.0), persistent=False)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return sld_loss(student.logits, teacher.logits, target, self.temperatures, self.pseudo, self.detach)
 
     def set_epoch(self, epoch: int) -> None:
-        """See :class:`Distiller`."""
         super().set_epoch(epoch)
         self.pseudo.fill_(float(epoch >= self.pseudo_epochs))
 

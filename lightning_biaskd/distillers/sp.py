@@ -54,7 +54,7 @@ class SP(FeatureDistiller):
     kept samples: rows are scaled over these, and the mean over them is L of them alone. Under DDP it is the global
     batch.
 
-    Layer (the last map, flattened) and the loss's weight of 3000 beside cross-entropy at 1 are those of RepDistiller,
+    Layer (the last map, flattened) and the loss's weight of 3000 with cross-entropy at 1 are those of RepDistiller,
     which the authors verified, and mdistiller. (torchdistill scales each row to a sum of 1 instead.)
 
     Args:
@@ -70,5 +70,4 @@ class SP(FeatureDistiller):
         super().__init__(layers, teacher_layers)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return torch.stack([sp_loss(s, t, keep) for s, t in self.pairs(student, teacher)]).sum(0)

@@ -79,12 +79,11 @@ class SRD(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; makes the projector."""
+        """Makes the projector."""
         s, t = embeddings(student, teacher)
         self.connectors = to_device_of([Connector(nn.Linear(s.shape[1], t.shape[1], bias=False))], s)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         (projector,) = require_built(self.connectors)
         s, t = embeddings(student, teacher)
         return srd_loss(projector(s), t, self.exponent, keep)

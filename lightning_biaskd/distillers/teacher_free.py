@@ -71,7 +71,6 @@ class LabelSmoothing(Distiller):
         self.smoothing = smoothing
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return label_smoothing_loss(student.logits, target, self.smoothing)
 
     def extra_repr(self) -> str:
@@ -91,7 +90,7 @@ class TeacherFree(Distiller):
     As in the authors' code, the probabilities :math:`v` of the virtual teacher are softened as if they were logits, the
     student stays at temperature 1, and no :math:`\tau^2` enters. That code averages over the classes too, then
     multiplies by a number of its own per network: for ResNet-18 on CIFAR-100 by the number of classes, which is this
-    loss, with τ = 20 and weight 0.1 beside cross-entropy at 0.9.
+    loss, with τ = 20 and weight 0.1 with cross-entropy at 0.9.
 
     It reads no teacher, so :class:`~lightning_biaskd.bias.BiasStrategy` leaves it alone.
 
@@ -107,7 +106,6 @@ class TeacherFree(Distiller):
         self.correct = correct
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return teacher_free_loss(student.logits, target, self.correct, self.temperature)
 
     def extra_repr(self) -> str:

@@ -56,7 +56,7 @@ class TTM(Distiller):
 
     Only the teacher is softened, at temperature :math:`1/\gamma`, where it is rectified too; the student stays at 1,
     and no square of a temperature enters. It isn't zero at the teacher. The default is the example in the authors'
-    README (zkxufo/TTM, vgg13→vgg8), with weight 45 beside cross-entropy at 1; the paper tunes both to each pair.
+    README (zkxufo/TTM, vgg13→vgg8), with weight 45 with cross-entropy at 1; the paper tunes both to each pair.
 
     Args:
         exponent: γ of the power transform.
@@ -69,7 +69,6 @@ class TTM(Distiller):
         self.exponent = exponent
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return ttm_loss(student.logits, teacher.logits, self.exponent)
 
     def extra_repr(self) -> str:
@@ -92,5 +91,4 @@ class WTTM(TTM):
         super().__init__(exponent)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return wttm_loss(student.logits, teacher.logits, self.exponent)

@@ -68,7 +68,7 @@ class VID(FeatureDistiller):
 
     The larger of two maps is averaged to the size of the smaller. Losses may be negative.
 
-    Layers (the three stages), the Gaussian, its first variance and the loss's weight of 1 beside cross-entropy at 1
+    Layers (the three stages), the Gaussian, its first variance and the loss's weight of 1 with cross-entropy at 1
     are those of RepDistiller; mdistiller has the same and leaves the variances untrained.
 
     Args:
@@ -94,14 +94,13 @@ class VID(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; makes the Gaussians."""
+        """Makes the Gaussians."""
         pairs = [(as_map(s), as_map(t)) for s, t in self.pairs(student, teacher)]
         self.connectors = to_device_of(
             [_Gaussian(s.shape[1], t.shape[1], self.variance) for s, t in pairs], pairs[0][0]
         )
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         losses = [
             gaussian(s, t)
             for gaussian, (s, t) in zip(require_built(self.connectors), self.pairs(student, teacher), strict=True)

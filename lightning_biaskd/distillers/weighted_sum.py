@@ -45,7 +45,7 @@ class WeightedSum(Distiller):
         self.reads = min((part.reads for part, _ in parts), key=get_args(Reads).index)
 
     def terms(self) -> Iterator[tuple[Distiller, float]]:
-        """See :class:`Distiller`; a sum inside a sum is flattened."""
+        """The terms of all parts; a sum inside a sum is flattened."""
         for part, weight in zip(self.parts, self.weights, strict=True):
             for term, factor in part.terms():  # type: ignore[operator]  # ModuleList forgets the type
                 yield term, weight * factor
@@ -56,28 +56,27 @@ class WeightedSum(Distiller):
         return any(term.builds for term, _ in self.terms())
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; every part is built."""
+        """Builds every part."""
         for term, _ in self.terms():
             term.build(student, teacher, num_samples)
 
     def outputs_of(self, student: Outputs) -> Outputs:
-        """See :class:`Distiller`; one part at most has a classifier to give."""
+        """Applies the classifier of the one part that may bring its own."""
         for term, _ in self.terms():
             student = term.outputs_of(student)
         return student
 
     def deployed(self, student: FeatureTap) -> nn.Module:
-        """See :class:`Distiller`; one part at most has a classifier to give."""
+        """Applies the classifier of the one part that may bring its own."""
         networks = [term.deployed(student) for term, _ in self.terms()]
         return next((network for network in networks if network is not student.model), student.model)
 
     def set_epoch(self, epoch: int) -> None:
-        """See :class:`Distiller`; every part is told."""
+        """Moves every part to the epoch."""
         for term, _ in self.terms():
             term.set_epoch(epoch)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         losses = [weight * term(student, teacher, target, keep) for term, weight in self.terms()]
         return torch.stack(losses).sum(0)
 

@@ -172,7 +172,7 @@ class WKD(Distiller):
     two classes, so that it is cheaper to mistake a class for a related one. Sinkhorn's algorithm runs for a fixed
     number of iterations, converged or not. There is no factor :math:`\tau^2`, as in the authors' code.
 
-    Interrelations are a property of the teacher's features, and logits alone don't hold them: hand over ``distances``,
+    Interrelations are a property of the teacher's features, and the logits alone do not contain them: pass ``distances``,
     :math:`1 - \mathrm{IR}`. The authors' are one minus the linear CKA between classes; their files
     (``wkd_cost_matrix`` in JiamingLv/WKD) can be given as they are. Their code's other choice is
     ``class_distances(teacher.fc.weight)``. **Without distances** all classes are equally far apart, and the transport
@@ -230,7 +230,6 @@ class WKD(Distiller):
         self.decay_end = decay_end
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return wkd_loss(
             student.logits,
             teacher.logits,
@@ -244,7 +243,6 @@ class WKD(Distiller):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """See :class:`Distiller`."""
         super().set_epoch(epoch)
         self.decay.fill_(cosine_decay(epoch, self.decay_start, self.decay_end))
 

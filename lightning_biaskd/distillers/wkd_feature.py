@@ -85,9 +85,9 @@ class WKDFeature(FeatureDistiller):
     size.
 
     The defaults are those of the authors' code (JiamingLv/WKD) for resnet32x4→resnet8x4: the last stage, w = 4, g = 1,
-    and the loss's weight 0.08 beside cross-entropy at 1. These are tuned to the pair: w = 3, g = 4 and the weight 0.3
+    and the loss's weight 0.08 with cross-entropy at 1. These are tuned to the pair: w = 3, g = 4 and the weight 0.3
     for wrn_40_2→ShuffleNetV1. The weight falls by a cosine to 0 from the 150th to the last of 240 epochs.
-    With :class:`WKD` beside it, it is WKD-LF.
+    In a sum with :class:`WKD` it is WKD-LF.
 
     BatchNorm's statistics in training are those of the process, over all samples of the batch, unless the Trainer has
     ``sync_batchnorm=True``. Only the student's features pass through it.
@@ -130,18 +130,16 @@ class WKDFeature(FeatureDistiller):
         self.register_buffer("decay", torch.tensor(1.0), persistent=False)
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """See :class:`Distiller`; makes the regressor."""
+        """Makes the regressor."""
         ((s, t),) = self.pairs(student, teacher)
         self.connectors = to_device_of([regressor(as_map(s), as_map(t))], s)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         (connector,) = require_built(self.connectors)
         ((s, t),) = self.pairs(student, teacher)
         return self.decay * wkd_feature_loss(connector(as_map(s)), as_map(t), self.mean_weight, self.grid)
 
     def set_epoch(self, epoch: int) -> None:
-        """See :class:`Distiller`."""
         super().set_epoch(epoch)
         self.decay.fill_(cosine_decay(epoch, self.decay_start, self.decay_end))
 

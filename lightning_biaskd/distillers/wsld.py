@@ -47,7 +47,7 @@ class WSLD(Distiller):
     The weight, taken at temperature 1 and without gradient, is small where the student is already surer of the label
     than the teacher. :math:`H` is a cross-entropy, not a divergence: the loss isn't zero at the teacher. The paper's α
     is ``kd_weight``: 2.25 with τ = 4 on CIFAR-100 (the configuration of cls_KD, another group's code), 2.5 with τ = 2
-    on ImageNet (the authors' code), beside cross-entropy at 1.
+    on ImageNet (the authors' code), with cross-entropy at 1.
 
     Args:
         temperature: τ.
@@ -57,5 +57,4 @@ class WSLD(Distiller):
         super().__init__(temperature)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See :class:`Distiller`."""
         return wsld_loss(student.logits, teacher.logits, target, self.temperature)

@@ -1,4 +1,4 @@
-"""What brings a student's feature to the teacher's shape, learned beside the student."""
+"""Layers that bring a student's features to the teacher's shape; they are trained with the student."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def regressor(student: Tensor, teacher: Tensor) -> Connector:
 
     Args:
         student: a map (B, D, H, W), for its shape.
-        teacher: likewise.
+        teacher: a map of the teacher, for its shape.
 
     Example:
         >>> import torch
