@@ -86,7 +86,7 @@ class CRD(FeatureDistiller):
 
     So all of it is the same for any number of processes, and a resumed run goes on as if it had never stopped: Z and
     the memories are of the batch of all ranks, in the state dict, and identical on every rank. They are parameters
-    without gradient, not buffers, because DDP would send buffers in every step. In eval mode the memories do not change.
+    without gradient, because DDP would send buffers in every step. In eval mode the memories do not change.
 
     * An image that is several times in a batch (two views, or a sampler that fills up the last batch) is remembered as
       it was last, in the order of the ranks.

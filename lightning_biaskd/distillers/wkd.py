@@ -172,7 +172,7 @@ class WKD(Distiller):
     two classes, so that it is cheaper to mistake a class for a related one. Sinkhorn's algorithm runs for a fixed
     number of iterations, converged or not. There is no factor :math:`\tau^2`, as in the authors' code.
 
-    Interrelations are a property of the teacher's features, and the logits alone do not contain them: pass ``distances``,
+    Interrelations are a property of the teacher's features, which logits do not contain: pass ``distances``,
     :math:`1 - \mathrm{IR}`. The authors' are one minus the linear CKA between classes; their files
     (``wkd_cost_matrix`` in JiamingLv/WKD) can be given as they are. Their code's other choice is
     ``class_distances(teacher.fc.weight)``. **Without distances** all classes are equally far apart, and the transport
