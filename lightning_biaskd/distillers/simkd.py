@@ -48,12 +48,12 @@ class SimKD(FeatureDistiller):
     p is a bottleneck of three convolutions (1x1, 3x3, 1x1), each with BatchNorm and ReLU. A larger map is averaged to
     the size of the smaller.
 
-    Wherever the student answers, :math:`z^S` are its logits: in validation, test and prediction, in cross-entropy, and
-    for other methods in the same sum. Its own classifier is frozen, as it has no part in that. ``module.deployed()``
-    of the :class:`~lightning_biaskd.DistillationModule` is the network to deploy: a copy of the student in which the projector
-    follows the last map and the teacher's classifier replaces the student's. ``module.student``, and the weights that
-    :func:`~lightning_biaskd.load_weights` takes from a checkpoint, are those of the student without them. Projector and
-    classifier are in the checkpoint with it.
+    Wherever the student answers, :math:`z^S` are its logits: in validation, test and prediction, in cross-entropy,
+    and for other methods in the same sum. Its own classifier is frozen, as it has no part in that.
+    ``module.deployed()`` of the :class:`~lightning_biaskd.DistillationModule` is the network to deploy: a copy of
+    the student in which the projector follows the last map and the teacher's classifier replaces the student's.
+    ``module.student``, and the weights that :func:`~lightning_biaskd.load_weights` takes from a checkpoint, are
+    those of the student without them. Projector and classifier are in the checkpoint with it.
 
     The defaults are those of the authors' code (DefangChen/SimKD): factor 2, the loss's weight 1, and cross-entropy at
     0. The projector ends in ReLU, so it can't meet a teacher whose last map has many negative values.
