@@ -84,7 +84,8 @@ class Distiller(nn.Module):
         reads: what the method reads of the teacher. ``"logits"`` can be rectified. The wrong samples of a method that
             reads ``"features"`` are dropped. A method that reads ``"nothing"`` of the teacher keeps all samples.
         needs: what else it needs, a :class:`Needs`.
-        least_classes: the number of classes below which the method teaches nothing. It refuses fewer.
+        least_classes: the number of classes below which the method's loss teaches nothing. It refuses fewer. Methods
+            inside a wrapper or a sum check their own.
         ramp: buffer, the factor of the warm-up. It is 1 until :meth:`set_epoch` is called.
 
     Raises:
@@ -139,10 +140,10 @@ class Distiller(nn.Module):
         """The losses (B,) of :meth:`forward`, times the factor of the warm-up."""
         classes = student.logits.shape[1]
         if classes < self.least_classes:
+            remedy = "give a binary problem two logits" if self.least_classes == 2 else "choose KD, which needs 2"
             raise UserError(
-                f"{type(self).__name__} needs at least {self.least_classes} classes and there "
-                f"{'is' if classes == 1 else 'are'} {classes}: with fewer the student would learn nothing, so choose "
-                "another method"
+                f"{type(self).__name__} teaches nothing with {classes} class{'es' if classes > 1 else ''}, as it needs "
+                f"at least {self.least_classes}: {remedy}"
             )
         losses: Tensor = super().__call__(student, teacher, target, keep)
         return losses * self.ramp if self.warmup_epochs else losses
@@ -204,6 +205,8 @@ class Wrapper(Distiller):
     Args:
         distiller: the inner method.
     """
+
+    least_classes = 1
 
     def __init__(self, distiller: Distiller) -> None:
         super().__init__()

@@ -100,6 +100,8 @@ class DIST(Distiller):
         super().__init__(temperature)
         self.beta = beta
         self.gamma = gamma
+        if gamma == 0:
+            self.least_classes = 3  # the correlation of two probabilities is 1 or -1
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         return dist_loss(student.logits, teacher.logits, self.beta, self.gamma, self.temperature, keep)

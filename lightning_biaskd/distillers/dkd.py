@@ -69,6 +69,8 @@ class DKD(Distiller):
         super().__init__(temperature, warmup_epochs)
         self.alpha = alpha
         self.beta = beta
+        if alpha == 0:
+            self.least_classes = 3  # one class beside the label has nothing to compare
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         return dkd_loss(student.logits, teacher.logits, target, self.alpha, self.beta, self.temperature)

@@ -62,6 +62,7 @@ class LogitStandardization(Wrapper):
             raise UserError("LogitStandardization wraps one method: in a sum, wrap each part")
         super().__init__(inner)
         self.weight = weight
+        self.least_classes = 2 if inner.reads == "features" else 3  # the z-scores of two logits are constants
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         student = with_logits(student, standardize(student.logits))

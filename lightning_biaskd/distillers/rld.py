@@ -101,6 +101,8 @@ class RLD(Distiller):
         self.alpha = alpha
         self.beta = beta
         self.confidence_temperature = confidence_temperature
+        if alpha == 0:
+            self.least_classes = 3  # one class below the label has nothing to correlate
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         return rld_loss(

@@ -35,6 +35,8 @@ class WeightedSum(Distiller):
         [('KD', 1.0), ('DIST', 1.0)]
     """
 
+    least_classes = 1
+
     def __init__(self, parts: Sequence[tuple[Distiller, float]]) -> None:
         super().__init__()
         if not parts:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.models.initialization import he_convolutions
 
 Shortcut = Literal["A", "B"]
@@ -70,7 +71,7 @@ class CIFARResNet(nn.Module):
             does on CIFAR-10; ``"B"`` is a 1x1 convolution with batch norm.
 
     Raises:
-        ValueError: a depth that is not 6n + 2, or another shortcut.
+        UserError: a depth that is not 6n + 2, or another shortcut.
 
     Shape:
         (B, in_channels, H, W) to (B, C).
@@ -86,9 +87,9 @@ class CIFARResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth must be 6n + 2 (8, 14, 20, …), got {depth}")
+            raise UserError(f"depth must be 6n + 2 (8, 14, 20, …), got {depth}")
         if shortcut not in ("A", "B"):
-            raise ValueError(f"shortcut must be 'A' (padding) or 'B' (1x1 convolution), got {shortcut!r}")
+            raise UserError(f"shortcut must be 'A' (padding) or 'B' (1x1 convolution), got {shortcut!r}")
         blocks = (depth - 2) // 6
         stem, first, second, third = widths
         self.conv1 = nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models import ResNet, get_model
 
+from lightning_biaskd.errors import UserError
+
 
 def cifar_stem(model: ResNet, in_channels: int = 3) -> ResNet:
     """Gives torchvision's ResNet a 3x3 convolution of stride 1 for its stem and takes its max-pool away, in place.
@@ -42,10 +44,13 @@ def torchvision_cifar_resnet(
             new either way.
 
     Raises:
-        ValueError: torchvision has no such network or weights, or it isn't a ResNet.
+        UserError: torchvision has no such network or weights, or it isn't a ResNet.
     """
-    model = get_model(name, weights=weights)
+    try:
+        model = get_model(name, weights=weights)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"torchvision has no {name!r} with weights {weights!r}: {error}") from None
     if not isinstance(model, ResNet):
-        raise ValueError(f"{name!r} is a {type(model).__name__}, not one of torchvision's ResNets")
+        raise UserError(f"{name!r} is a {type(model).__name__}, not one of torchvision's ResNets")
     model.fc = nn.Linear(model.fc.in_features, num_classes)
     return cifar_stem(model, in_channels)

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.models.initialization import he_convolutions
 
 
@@ -42,7 +43,7 @@ class WideResNet(nn.Module):
         in_channels: of the image.
 
     Raises:
-        ValueError: a depth that is not 6n + 4.
+        UserError: a depth that is not 6n + 4.
 
     Shape:
         (B, in_channels, H, W) to (B, C).
@@ -51,7 +52,7 @@ class WideResNet(nn.Module):
     def __init__(self, depth: int = 16, widen_factor: int = 2, num_classes: int = 100, in_channels: int = 3) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"depth must be 6n + 4 (10, 16, 22, …), got {depth}")
+            raise UserError(f"depth must be 6n + 4 (10, 16, 22, …), got {depth}")
         blocks = (depth - 4) // 6
         first, second, third = (widen_factor * planes for planes in (16, 32, 64))
         self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)

@@ -43,7 +43,7 @@ class DynamicWeights(EpochCallback):
         self, schedule: Callable[[float], float] = cosine, interval: Literal["epoch", "step"] = "epoch"
     ) -> None:
         if interval not in ("epoch", "step"):
-            raise ValueError(f"unknown interval {interval!r}: choose epoch or step")
+            raise UserError(f"unknown interval {interval!r}: choose epoch or step")
         self.schedule = schedule
         self.interval = interval
 

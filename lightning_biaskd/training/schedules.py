@@ -49,7 +49,7 @@ class StepsOverRun(MultiStepLR):
 
     def __init__(self, optimizer: Optimizer, milestones: Sequence[float], gamma: float = 0.1) -> None:
         if any(milestone <= 0 for milestone in milestones):
-            raise ValueError(f"milestones {list(milestones)} must be positive: shares of the run, or epochs")
+            raise UserError(f"milestones {list(milestones)} must be positive: shares of the run, or epochs")
         self.shares = list(milestones)
         self.follows = any(milestone < 1 for milestone in milestones)
         super().__init__(optimizer, [1], gamma)
