@@ -23,7 +23,7 @@ ETA = 0.8
 _SINGULAR = 1e-6
 
 
-def _correct(v_y: Tensor, v_top: Tensor, mode: Mode) -> tuple[Tensor, Tensor, Tensor | float]:
+def _correct(v_y: Tensor, v_top: Tensor, mode: Mode, eta: float) -> tuple[Tensor, Tensor, Tensor | float]:
     """The arithmetic of every mode: new value of the label, of the top class, and the factor on all other classes."""
     if mode == "swap":
         return v_top, v_y, 1.0
@@ -35,21 +35,43 @@ def _correct(v_y: Tensor, v_top: Tensor, mode: Mode) -> tuple[Tensor, Tensor, Te
     if mode == "onehot":
         return (v_y + 1) / 2, v_top / 2, 0.5
     if mode == "revise":
-        beta = ETA / (v_top - v_y + 1)
+        beta = eta / (v_top - v_y + 1)
         return beta * v_y + 1 - beta, beta * v_top, beta
     if mode == "none":
         return v_y, v_top, 1.0
     raise UserError(f"no rectification by mode {mode!r}: choose swap, blend, onehot, revise or none")
 
 
-def _rectify(values: Tensor, target: Tensor, top: Tensor, right: Tensor, mode: Mode) -> Tensor:
+def _lift(p_y: Tensor, rest: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    """A right row's new value of the label, and the factor on all other classes, which share ``rest``."""
+    factor = (1 - (1 - eta) / rest.clamp_min(torch.finfo(rest.dtype).tiny)).clamp_min(0)
+    return (p_y + (1 - eta)).clamp_max(1), factor
+
+
+def check_revision(mode: Mode, space: Space, eta: float, lift_right: bool) -> None:
+    """Refuses arguments of Label Revision that are out of range or have no effect.
+
+    Raises:
+        UserError: they are.
+    """
+    if not 0 < eta <= 1:
+        raise UserError(f"eta must be above 0 and at most 1, got {eta}")
+    if mode != "revise" and (eta != ETA or lift_right):
+        raise UserError(f"eta and lift_right belong to mode 'revise' and have no effect on {mode!r}: leave them out")
+    if lift_right and space == "logits":
+        raise UserError("lift_right raises a probability: set space to probs")
+
+
+def _rectify(values: Tensor, target: Tensor, top: Tensor, right: Tensor, mode: Mode, eta: float) -> Tensor:
     y = target.unsqueeze(1)
-    new_y, new_top, others = _correct(values.gather(1, y), values.gather(1, top), mode)
+    new_y, new_top, others = _correct(values.gather(1, y), values.gather(1, top), mode, eta)
     return torch.where(right.unsqueeze(1), values, (values * others).scatter(1, top, new_top).scatter(1, y, new_y))
 
 
-def rectify(probs: Tensor, target: Tensor, mode: Mode = "blend") -> Tensor:
-    r"""Corrects the wrong rows of a batch of distributions; right rows come back unchanged.
+def rectify(
+    probs: Tensor, target: Tensor, mode: Mode = "blend", eta: float = ETA, lift_right: bool = False
+) -> Tensor:
+    r"""Corrects the wrong rows of a batch of distributions; right rows come back unchanged, unless lifted.
 
     With :math:`\hat y` the teacher's first class and :math:`s = p_y + p_{\hat y}`:
 
@@ -63,7 +85,7 @@ def rectify(probs: Tensor, target: Tensor, mode: Mode = "blend") -> Tensor:
     ``none``   :math:`p_y`                    :math:`p_{\hat y}`             unchanged
     ========== ============================== ============================== ========================
 
-    where :math:`\beta = 0.8 / (p_{\hat y} - p_y + 1)`. ``swap`` and ``blend`` are figures 3(b) and 3(c) of the paper
+    where :math:`\beta = \eta / (p_{\hat y} - p_y + 1)`. ``swap`` and ``blend`` are figures 3(b) and 3(c) of the paper
     (arXiv 2412.09874), ``onehot`` is its scripts' second variant, ``revise`` is Label Revision (arXiv 2404.03693).
 
     ``swap``, ``onehot`` and ``revise`` always put the label on top. ``blend`` does not: where a third class is nearly
@@ -73,12 +95,16 @@ def rectify(probs: Tensor, target: Tensor, mode: Mode = "blend") -> Tensor:
         probs: (B, C) distributions.
         target: (B,) labels.
         mode: how to correct.
+        eta: :math:`\eta` of ``revise``, in (0, 1]: how far it trusts the teacher.
+        lift_right: raise the label of right rows to :math:`\min(1, p_y + 1 - \eta)` and scale the other classes to what
+            is left. With ``revise`` this is the correction of MFT (arXiv 2506.15702).
 
     Returns:
         (B, C) distributions.
 
     Raises:
-        UserError: an unknown mode, or ``drop``, which leaves nothing to rectify.
+        UserError: an unknown mode, or ``drop``, which leaves nothing to rectify; ``eta`` out of range; ``eta`` or
+            ``lift_right`` with another mode than ``revise``.
 
     Example:
         >>> p = torch.tensor([[0.50, 0.30, 0.15, 0.05]])
@@ -87,11 +113,24 @@ def rectify(probs: Tensor, target: Tensor, mode: Mode = "blend") -> Tensor:
         >>> rectify(p, torch.tensor([2]), "blend")
         tensor([[0.1970, 0.3000, 0.4530, 0.0500]])
     """
-    return _rectify(probs, target, probs.argmax(1, keepdim=True), partition(probs, target), mode)
+    check_revision(mode, "probs", eta, lift_right)
+    right = partition(probs, target)
+    rectified = _rectify(probs, target, probs.argmax(1, keepdim=True), right, mode, eta)
+    if not lift_right:
+        return rectified
+    p_y = probs.gather(1, target.unsqueeze(1))
+    new_y, factor = _lift(p_y, 1 - p_y, eta)
+    return torch.where(right.unsqueeze(1), (probs * factor).scatter(1, target.unsqueeze(1), new_y), rectified)
 
 
 def rectify_logits(
-    logits: Tensor, target: Tensor, mode: Mode = "blend", temperature: float = 4.0, space: Space = "probs"
+    logits: Tensor,
+    target: Tensor,
+    mode: Mode = "blend",
+    temperature: float = 4.0,
+    space: Space = "probs",
+    eta: float = ETA,
+    lift_right: bool = False,
 ) -> Tensor:
     r"""Corrects the wrong rows of teacher logits, so that any distiller that reads logits takes them unchanged.
 
@@ -110,26 +149,29 @@ def rectify_logits(
         mode: as in :func:`rectify`.
         temperature: τ, at which the student will be compared.
         space: ``"probs"`` (the paper's figure 3) or ``"logits"`` (its scripts).
+        eta: as in :func:`rectify`.
+        lift_right: as in :func:`rectify`, at the temperature; ``space="probs"`` only.
 
     Returns:
-        (B, C) logits, in float32 at least; right rows unchanged.
+        (B, C) logits, in float32 at least; right rows unchanged, unless lifted.
 
     Raises:
-        UserError: unknown mode or space.
+        UserError: unknown mode or space; ``eta`` or ``lift_right`` as in :func:`rectify`.
 
     Example:
         >>> z = torch.tensor([[3.0, 1.0, 2.0]])
         >>> rectify_logits(z, torch.tensor([1]), "swap")
         tensor([[1., 3., 2.]])
     """
+    check_revision(mode, space, eta, lift_right)
     z = at_least_float32(logits)
     y, top, right = target.unsqueeze(1), z.argmax(1, keepdim=True), partition(z, target)
     if space == "logits":
-        return _rectify(z, target, top, right, mode)
+        return _rectify(z, target, top, right, mode, eta)
     if space != "probs":
         raise UserError(f"unknown space {space!r}: choose probs or logits")
     log_p = F.log_softmax(z / temperature, dim=1)
-    p_y, p_top, others = _correct(log_p.gather(1, y).exp(), log_p.gather(1, top).exp(), mode)
+    p_y, p_top, others = _correct(log_p.gather(1, y).exp(), log_p.gather(1, top).exp(), mode, eta)
     scaled = z + temperature * (math.log(others) if isinstance(others, float) else others.log())
     shift = z.gather(1, top) - temperature * log_p.gather(1, top)
     floor = torch.finfo(z.dtype).tiny
@@ -137,4 +179,9 @@ def rectify_logits(
     def back(p: Tensor) -> Tensor:
         return temperature * p.clamp_min(floor).log() + shift
 
-    return torch.where(right.unsqueeze(1), z, scaled.scatter(1, top, back(p_top)).scatter(1, y, back(p_y)))
+    kept = z
+    if lift_right:
+        log_y = log_p.gather(1, y)
+        lifted, factor = _lift(log_y.exp(), -log_y.expm1(), eta)
+        kept = (z + temperature * factor.clamp_min(floor).log()).scatter(1, y, back(lifted))
+    return torch.where(right.unsqueeze(1), kept, scaled.scatter(1, top, back(p_top)).scatter(1, y, back(p_y)))

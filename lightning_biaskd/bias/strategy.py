@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_biaskd.bias import trust as trust_forms
 from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.bias.partition import partition
-from lightning_biaskd.bias.rectify import CORRECTIONS, Mode, Space, rectify_logits
+from lightning_biaskd.bias.rectify import CORRECTIONS, ETA, Mode, Space, check_revision, rectify_logits
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distributed.ranks import world_size
 from lightning_biaskd.errors import UserError
@@ -81,6 +81,8 @@ class BiasStrategy(nn.Module):
         refund: give the weight that the teacher loses on a sample back to its cross-entropy. With :math:`a_i` the share
             that elimination, γ and trust leave to a sample (``trust`` of :class:`BiasLoss`), the step's loss is the
             mean of :math:`(w_{ce} + w_{kd}(1 - a_i))\,\mathrm{CE}_i + w_{kd}\, a_i \ell_i`. ``normalize="batch"`` only.
+        eta: η of mode ``"revise"``, see :func:`~lightning_biaskd.bias.rectify`.
+        lift_right: raise the label of right answers too, as MFT does. Mode ``"revise"`` only.
 
     Attributes:
         gamma: buffer, γ in [0, 1]; 0 at first. Not in the state dict: it is a function of progress alone.
@@ -111,6 +113,8 @@ class BiasStrategy(nn.Module):
         sync: bool = True,
         trust: Trust | None = None,
         refund: bool = False,
+        eta: float = ETA,
+        lift_right: bool = False,
     ) -> None:
         super().__init__()
         for name, value, words in (
@@ -125,6 +129,7 @@ class BiasStrategy(nn.Module):
                 raise UserError(f"unknown {name} {value!r}: choose {', '.join(map(str, words))}")
         if refund and normalize != "batch":
             raise UserError("refund needs normalize='batch': a group's mean gives no sample a share of its own")
+        check_revision(mode, space, eta, lift_right)
         self.mode: Mode = mode
         self.normalize = normalize
         self.balance = balance
@@ -133,6 +138,8 @@ class BiasStrategy(nn.Module):
         self.sync = sync
         self.trust = trust
         self.refund = refund
+        self.eta = eta
+        self.lift_right = lift_right
         self.register_buffer("gamma", torch.tensor(0.0), persistent=False)
 
     @classmethod
@@ -194,7 +201,7 @@ class BiasStrategy(nn.Module):
         """
         if term.reads != "logits" or self.mode not in CORRECTIONS:
             return None
-        return rectify_logits(logits, target, self.mode, term.temperature, self.space)
+        return rectify_logits(logits, target, self.mode, term.temperature, self.space, self.eta, self.lift_right)
 
     def logged(self, loss: BiasLoss) -> dict[str, Tensor]:
         """The scalars that a training step logs."""
@@ -229,4 +236,6 @@ class BiasStrategy(nn.Module):
             f"features={self.features!r}"
             + (f", trust={self.trust!r}" if self.trust is not None else "")
             + (f", refund={self.refund!r}" if self.refund else "")
+            + (f", eta={self.eta!r}" if self.eta != ETA else "")
+            + (f", lift_right={self.lift_right!r}" if self.lift_right else "")
         )

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_biaskd import KD, BiasStrategy, Outputs
 from lightning_biaskd.bias import partition, rectify, rectify_logits
+from lightning_biaskd.errors import UserError
 
 CASES = json.loads((Path(__file__).parents[1] / "reference" / "bias_vectors.json").read_text())["cases"]
 MODES = ("swap", "blend", "onehot", "revise", "none")
@@ -126,3 +128,85 @@ def test_an_unknown_mode_is_refused(call):
 def test_an_unknown_space_is_refused():
     with pytest.raises(ValueError, match="choose probs or logits"):
         rectify_logits(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), "swap", space="odds")
+
+
+def revised(row, y, eta, lift_right):
+    """One distribution, as a list."""
+    top = max(range(len(row)), key=row.__getitem__)
+    if row[y] < row[top]:
+        beta = eta / (row[top] - row[y] + 1)
+        return [beta * v + (1 - beta) * (c == y) for c, v in enumerate(row)]
+    if not lift_right:
+        return row
+    label = min(1.0, row[y] + 1 - eta)
+    return [label if c == y else v * (1 - label) / (1 - row[y]) for c, v in enumerate(row)]
+
+
+@pytest.mark.parametrize("lift_right", [False, True])
+@pytest.mark.parametrize("eta", [1.0, 0.8, 0.5, 0.05])
+def test_revision_by_eta_equals_the_slow_reference(eta, lift_right):
+    z, target = random_case(200)
+    p = (z / 4).softmax(1)
+    rows = [revised(row, y, eta, lift_right) for row, y in zip(p.tolist(), target.tolist(), strict=True)]
+    expected = torch.tensor(rows, dtype=torch.float64)
+    actual = rectify(p, target, "revise", eta, lift_right)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(actual.sum(1), torch.ones(200, dtype=p.dtype))
+    assert (actual >= 0).all()
+    label = actual.gather(1, target[:, None])[:, 0]
+    assert (label >= actual.amax(1) - 1e-12).all()
+    through_logits = (rectify_logits(z, target, "revise", 4.0, "probs", eta, lift_right) / 4).softmax(1)
+    torch.testing.assert_close(through_logits, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("eta", [1.0, 0.8, 1e-3])
+def test_lifted_rows_are_finite_distributions_at_the_extremes(eta, dtype):
+    z = torch.tensor([[1e4, -1e4, 0.0], [90.0, 0.0, 0.0], [1.0, 0.9, 0.9], [0.0, 0.0, 0.0]], dtype=dtype)
+    target = torch.zeros(4, dtype=torch.long)
+    lifted = rectify_logits(z, target, "revise", 1.0, eta=eta, lift_right=True)
+    assert lifted.isfinite().all()
+    assert torch.equal(lifted.argmax(1), target)
+    if eta == 1.0:
+        torch.testing.assert_close(lifted.softmax(1), z.to(lifted.dtype).softmax(1))
+    p = rectify(z.to(lifted.dtype).softmax(1), target, "revise", eta, lift_right=True)
+    torch.testing.assert_close(p.sum(1), torch.ones(4, dtype=p.dtype))
+    torch.testing.assert_close(lifted.softmax(1), p)
+
+
+@pytest.mark.parametrize("mode", ["swap", "blend", "onehot", "none"])
+@pytest.mark.parametrize("argument", [{"eta": 0.5}, {"lift_right": True}])
+@pytest.mark.parametrize("call", [rectify, rectify_logits])
+def test_arguments_of_revision_with_another_mode_are_refused(call, argument, mode):
+    with pytest.raises(UserError, match=f"belong to mode 'revise' and have no effect on '{mode}'"):
+        call(torch.tensor([[0.7, 0.3]]), torch.tensor([1]), mode, **argument)
+    with pytest.raises(UserError, match="belong to mode 'revise'"):
+        BiasStrategy(mode, **argument)
+
+
+@pytest.mark.parametrize("eta", [0.0, -1.0, 1.01, float("nan")])
+def test_an_eta_out_of_range_is_refused(eta):
+    for call in (rectify, rectify_logits):
+        with pytest.raises(UserError, match="eta must be above 0 and at most 1"):
+            call(torch.tensor([[0.7, 0.3]]), torch.tensor([1]), "revise", eta=eta)
+    with pytest.raises(UserError, match="eta must be"):
+        BiasStrategy("revise", eta=eta)
+
+
+def test_lifting_raw_logits_is_refused():
+    with pytest.raises(UserError, match="set space to probs"):
+        rectify_logits(torch.tensor([[0.7, 0.3]]), torch.tensor([1]), "revise", space="logits", lift_right=True)
+
+
+@pytest.mark.parametrize("lift_right", [False, True])
+def test_the_strategy_hands_over_what_is_revised_by_eta(lift_right):
+    z, target = random_case(40)
+    student, tau = torch.randn_like(z), 2.0
+    bias = BiasStrategy("revise", "batch", "ramp", eta=0.6, lift_right=lift_right).double()
+    bias.gamma.fill_(1.0)
+    rows = [revised(row, y, 0.6, lift_right) for row, y in zip((z / tau).softmax(1).tolist(), target, strict=True)]
+    teacher = tau * torch.tensor(rows, dtype=torch.float64).clamp_min(1e-300).log()
+    expected = KD(tau)(Outputs(student), Outputs(teacher), target).mean()
+    torch.testing.assert_close(bias(KD(tau), Outputs(student), Outputs(z), target).total, expected)
+    assert "eta=0.6" in repr(bias)
+    assert ("lift_right=True" in repr(bias)) == lift_right
