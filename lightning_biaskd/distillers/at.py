@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.features.base import FeatureDistiller, Layer, same_size, unit
+from lightning_biaskd.features.base import FeatureDistiller, Layer, check_positions, same_size, unit
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
@@ -71,7 +71,9 @@ class AT(FeatureDistiller):
         self.power = power
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        return torch.stack([at_loss(s, t, self.power) for s, t in self.pairs(student, teacher)]).sum(0)
+        pairs = [same_size(s, t) for s, t in self.pairs(student, teacher)]
+        check_positions("AT", *(s for s, _ in pairs))
+        return torch.stack([at_loss(s, t, self.power) for s, t in pairs]).sum(0)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, power={self.power}"

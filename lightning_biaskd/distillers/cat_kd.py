@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_biaskd.distiller import Needs
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, check_average, unit
+from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, check_average, check_positions, unit
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
@@ -90,6 +90,8 @@ class CATKD(FeatureDistiller):
         resolution: int = 2,
         normalize: bool = False,
     ) -> None:
+        if normalize and resolution == 1:
+            raise UserError("CATKD teaches nothing by one cell of length 1: raise resolution, or set normalize to false")
         super().__init__(layer, teacher_layer)
         self.resolution = resolution
         self.normalize = normalize
@@ -103,6 +105,8 @@ class CATKD(FeatureDistiller):
         ((s, t),) = self.pairs(student, teacher)
         own = class_activation_maps(as_map(s), _weight(student))
         others = class_activation_maps(as_map(t), _weight(teacher))
+        if self.normalize:
+            check_positions("CATKD", own)
         return cat_kd_loss(own, others, self.resolution, self.normalize)
 
     def extra_repr(self) -> str:

@@ -160,7 +160,9 @@ class KDSVD(FeatureDistiller):
         self.vectors: Vectors = vectors
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        students, teachers = zip(*self.pairs(student, teacher), strict=True)
+        students, teachers = zip(*(same_size(s, t) for s, t in self.pairs(student, teacher)), strict=True)
+        if all(_matrix(x, self.vectors).shape[2] == 1 for x in students):
+            raise UserError("KDSVD teaches nothing by vectors of one number: name layers with larger maps")
         return kdsvd_loss(students, teachers, self.k, self.vectors)
 
     def extra_repr(self) -> str:

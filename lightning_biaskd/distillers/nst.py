@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_biaskd.features.base import FeatureDistiller, Layer, full_matmul, same_size, unit
+from lightning_biaskd.features.base import FeatureDistiller, Layer, check_positions, full_matmul, same_size, unit
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
@@ -72,4 +72,6 @@ class NST(FeatureDistiller):
         super().__init__(layers, teacher_layers)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        return torch.stack([nst_loss(s, t) for s, t in self.pairs(student, teacher)]).sum(0)
+        pairs = [same_size(s, t) for s, t in self.pairs(student, teacher)]
+        check_positions("NST", *(s for s, _ in pairs))
+        return torch.stack([nst_loss(s, t) for s, t in pairs]).sum(0)

@@ -128,6 +128,16 @@ def check_average(method: str, outputs: Outputs, layer: str) -> None:
         )
 
 
+def check_positions(method: str, *maps: Tensor) -> None:
+    """Refuses maps (B, D, H, W) that all have one position, in a method that compares the positions of a map.
+
+    Raises:
+        UserError: they have.
+    """
+    if all(x.shape[2:].numel() == 1 for x in maps):
+        raise UserError(f"{method} teaches nothing by maps of one position: name layers with larger maps")
+
+
 def as_map(feature: Tensor) -> Tensor:
     """A feature as a map (B, D, H, W): tokens (B, N, D) are laid out in a square, those before it (class) left out.
 

@@ -6,8 +6,8 @@ from feature_settings import HINT
 from settings import SETTINGS, mapped
 from torch import nn
 
-from lightning_biaskd import BiasStrategy
-from lightning_biaskd.distillers import DIST, DKD, KD, RLD, SDD, LogitStandardization, NormKD, WeightedSum
+from lightning_biaskd import BiasStrategy, Outputs
+from lightning_biaskd.distillers import AT, CATKD, DIST, DKD, KD, KDSVD, NST, RLD, SDD, LogitStandardization, NormKD, WeightedSum
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller
 
@@ -100,3 +100,22 @@ def test_standardized_logits_around_a_feature_method_need_a_second_class():
     torch.testing.assert_close(method(*two), HINT(*two))
     with pytest.raises(UserError, match="LogitStandardization teaches nothing with 1 class"):
         method(*one)
+
+
+@pytest.mark.parametrize("method", [AT((-2, -1)), NST((-2, -1)), KDSVD((-2, -1)), CATKD(normalize=True)], ids=str)
+def test_maps_of_one_position_are_refused_where_positions_are_compared(method):
+    for side in (2, 1):
+        student = torch.randn(8, 5, side, side, requires_grad=True)
+        teacher = torch.randn(8, 5, side, side)
+        batch = [Outputs(torch.randn(8, 6), {"-2": x, "-1": x**2}, head=nn.Linear(5, 6)) for x in (student, teacher)]
+        if side == 1:
+            with pytest.raises(UserError, match="teaches nothing by .* name layers with larger maps"):
+                method(*batch, torch.arange(8) % 6)
+        else:
+            loss = method(*batch, torch.arange(8) % 6).mean()
+            assert torch.autograd.grad(loss, student)[0].norm() > 1e-5 * loss
+
+
+def test_one_cell_of_length_one_is_refused():
+    with pytest.raises(UserError, match="raise resolution, or set normalize to false"):
+        CATKD(resolution=1, normalize=True)
