@@ -42,6 +42,17 @@ def test_an_option_that_is_gone_and_was_used_is_one_line(run, capsys):
     assert "teacher_stream was an option of version 0.1: remove it" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_text_that_is_no_yaml_is_still_a_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text(
+        "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: {filename: '{epoch}-{val/acc1:.3f}'}}]}"
+    )
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "-c", "configs/quickstart.yaml", "-c", "own.yaml", "--print_config"])
+    assert end.value.code == 0
+    assert "{epoch}-{val/acc1:.3f}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("old", RENAMED)
 def test_its_modules_import_with_a_warning(old):
     name = f"lightning_biaskd.{old}"

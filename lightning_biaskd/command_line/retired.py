@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jsonargparse import get_loader, set_loader
+from yaml import YAMLError
 
 from lightning_biaskd.errors import UserError
 
@@ -31,4 +32,4 @@ def load_yaml(text: str) -> Any:
 
 def read_files_of_version_0_1() -> None:
     """Makes jsonargparse read YAML by :func:`load_yaml`."""
-    set_loader("yaml", load_yaml)
+    set_loader("yaml", load_yaml, exceptions=(YAMLError,))
