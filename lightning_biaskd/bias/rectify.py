@@ -68,9 +68,7 @@ def _rectify(values: Tensor, target: Tensor, top: Tensor, right: Tensor, mode: M
     return torch.where(right.unsqueeze(1), values, (values * others).scatter(1, top, new_top).scatter(1, y, new_y))
 
 
-def rectify(
-    probs: Tensor, target: Tensor, mode: Mode = "blend", eta: float = ETA, lift_right: bool = False
-) -> Tensor:
+def rectify(probs: Tensor, target: Tensor, mode: Mode = "blend", eta: float = ETA, lift_right: bool = False) -> Tensor:
     r"""Corrects the wrong rows of a batch of distributions; right rows come back unchanged, unless lifted.
 
     With :math:`\hat y` the teacher's first class and :math:`s = p_y + p_{\hat y}`:

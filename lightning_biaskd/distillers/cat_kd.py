@@ -91,7 +91,9 @@ class CATKD(FeatureDistiller):
         normalize: bool = False,
     ) -> None:
         if normalize and resolution == 1:
-            raise UserError("CATKD teaches nothing by one cell of length 1: raise resolution, or set normalize to false")
+            raise UserError(
+                "CATKD teaches nothing by one cell of length 1: raise resolution, or set normalize to false"
+            )
         super().__init__(layer, teacher_layer)
         self.resolution = resolution
         self.normalize = normalize

@@ -7,7 +7,20 @@ from settings import SETTINGS, mapped
 from torch import nn
 
 from lightning_biaskd import BiasStrategy, Outputs
-from lightning_biaskd.distillers import AT, CATKD, DIST, DKD, KD, KDSVD, NST, RLD, SDD, LogitStandardization, NormKD, WeightedSum
+from lightning_biaskd.distillers import (
+    AT,
+    CATKD,
+    DIST,
+    DKD,
+    KD,
+    KDSVD,
+    NST,
+    RLD,
+    SDD,
+    LogitStandardization,
+    NormKD,
+    WeightedSum,
+)
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller
 
