@@ -67,8 +67,10 @@ def test_pixels_go_in_and_the_test_is_in_the_card(capsys):
     image, target = data.test_set.__getitems__(list(range(2 * 64)))[:2]
     (logits,) = onnxruntime.InferenceSession("net.onnx").run(None, {"image": image.numpy()})
     accuracy = (torch.from_numpy(logits).argmax(1) == target).float().mean().item()
-    assert json.loads(Path("net.onnx.json").read_text())["metrics"]["test/acc1"] == pytest.approx(accuracy)
-    assert "On the test set" in capsys.readouterr().out
+    card = json.loads(Path("net.onnx.json").read_text())
+    assert card["metrics"]["test/acc1"] == pytest.approx(accuracy)
+    assert card["source"]["limit_test_batches"] == 2
+    assert "On the test " in capsys.readouterr().out
 
 
 def test_averaged_or_raw_weights():
