@@ -54,7 +54,20 @@ def test_no_command_runs_it(command, weights_only, source, sprung, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     flags = ["--weights_only", weights_only] if weights_only and command != "export" else []
     with pytest.raises(SystemExit) as exit:
-        main([command, "--ckpt_path", source, *flags, "--trainer.accelerator", "cpu", "--trainer.logger", "false"])
+        main(
+            [
+                command,
+                "-c",
+                "configs/quickstart.yaml",
+                "--ckpt_path",
+                source,
+                *flags,
+                "--trainer.accelerator",
+                "cpu",
+                "--trainer.logger",
+                "false",
+            ]
+        )
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert exit.value.code == 1
     assert last.startswith("biaskd: error:")
