@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 from properties import batch
+from tiny import TinyData, network
 
 from lightning_biaskd import (
     DKD,
@@ -20,7 +21,7 @@ from lightning_biaskd import (
 )
 from lightning_biaskd.bias import Plain
 from lightning_biaskd.distiller import Wrapper
-from lightning_biaskd.distillers import CRD, MLKD, RC, SP, FitNet
+from lightning_biaskd.distillers import CRD, DIST, MLKD, OFD, PKT, RC, SP, FitNet, ReviewKD, WKDFeature
 
 
 class Twice(Wrapper):
@@ -136,3 +137,23 @@ def test_what_a_strategy_corrects_and_logs():
     ]
     assert repr(bias) == repr(BiasStrategy("blend", "group", "complement"))
     assert repr(plain) == "Plain()"
+
+
+@pytest.mark.parametrize("method", [FitNet(-1), OFD(-1), ReviewKD(-1), WKDFeature()], ids=lambda m: type(m).__name__)
+def test_one_image_with_a_map_of_one_pixel(method):
+    def outputs(rows):
+        features = dict.fromkeys(("-1", "-1:pre"), torch.randn(rows, 4, 1, 1))
+        return Outputs(torch.zeros(rows, 3), features, features["-1"].flatten(1))
+
+    method.build(outputs(4), outputs(4))
+    assert method.train()(outputs(1), outputs(1), torch.tensor([0])).isfinite().all()
+
+
+@pytest.mark.parametrize("method", [PKT(), WeightedSum([(KD(), 1.0), (DIST(), 1.0)])], ids=["alone", "in a sum"])
+def test_batches_of_one_relate_no_samples(method, trainer):
+    module = DistillationModule(network(), network(), method)
+    with pytest.raises(
+        UserError, match="compares the samples of a batch .*: raise data.batch_size"
+    ):
+        trainer(max_epochs=1).fit(module, TinyData(batch_size=1))
+    trainer(max_epochs=1).fit(module, TinyData(batch_size=47))  # the last has one
