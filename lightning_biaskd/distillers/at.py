@@ -12,7 +12,7 @@ from lightning_biaskd.features.base import FeatureDistiller, Layer, check_positi
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
-def at_loss(student: Tensor, teacher: Tensor, power: float = 2.0) -> Tensor:
+def at_loss(student: Tensor, teacher: Tensor, power: float) -> Tensor:
     """The loss of each sample at one layer; see :class:`AT`.
 
     Args:
@@ -26,7 +26,7 @@ def at_loss(student: Tensor, teacher: Tensor, power: float = 2.0) -> Tensor:
     Example:
         The student looks to the left, the teacher to the right:
 
-        >>> at_loss(torch.tensor([[[[3.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]], [[0.0, 2.0]]]]))
+        >>> at_loss(torch.tensor([[[[3.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]], [[0.0, 2.0]]]]), power=2.0)
         tensor([1.])
     """
     maps = same_size(at_least_float32(student), at_least_float32(teacher))

@@ -27,7 +27,7 @@ def class_activation_maps(feature: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(feature, weight[:, :, None, None])
 
 
-def cat_kd_loss(student: Tensor, teacher: Tensor, resolution: int = 2, normalize: bool = False) -> Tensor:
+def cat_kd_loss(student: Tensor, teacher: Tensor, resolution: int, normalize: bool) -> Tensor:
     """The mean squared difference of each sample's class activation maps; see :class:`CATKD`.
 
     Args:
@@ -42,8 +42,10 @@ def cat_kd_loss(student: Tensor, teacher: Tensor, resolution: int = 2, normalize
     Example:
         >>> student = torch.tensor([3.0, 4.0]).view(1, 1, 2, 1)
         >>> teacher = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1)
-        >>> cat_kd_loss(student, teacher, resolution=1), cat_kd_loss(student, teacher, resolution=1, normalize=True)
-        (tensor([9.]), tensor([0.]))
+        >>> cat_kd_loss(student, teacher, resolution=1, normalize=False)
+        tensor([9.])
+        >>> cat_kd_loss(student, teacher, resolution=1, normalize=True)
+        tensor([0.])
     """
     student, teacher = (
         F.adaptive_avg_pool2d(at_least_float32(maps), resolution).flatten(2) for maps in (student, teacher)

@@ -32,9 +32,9 @@ def _one_minus_pearson(x: Tensor, y: Tensor, dim: int, keep: Tensor | None = Non
 def dist_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
-    beta: float = 1.0,
-    gamma: float = 1.0,
-    temperature: float = 4.0,
+    beta: float,
+    gamma: float,
+    temperature: float,
     keep: Tensor | None = None,
 ) -> Tensor:
     r"""The relational loss, shared out to the samples; see :class:`DIST`.
@@ -53,9 +53,9 @@ def dist_loss(
     Example:
         >>> s = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
         >>> t = torch.tensor([[3.0, 0.0, 0.0], [0.0, 2.0, 1.0], [1.0, 0.0, 2.0]])
-        >>> dist_loss(s, t, temperature=1.0)
+        >>> dist_loss(s, t, beta=1.0, gamma=1.0, temperature=1.0)
         tensor([0.0663, 0.1217, 0.0856])
-        >>> dist_loss(s, t, temperature=1.0, keep=torch.tensor([True, True, False]))
+        >>> dist_loss(s, t, beta=1.0, gamma=1.0, temperature=1.0, keep=torch.tensor([True, True, False]))
         tensor([0.7010, 0.7010, 0.0000])
     """
     p_s = (at_least_float32(student_logits) / temperature).softmax(1)

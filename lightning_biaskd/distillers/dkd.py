@@ -11,9 +11,9 @@ def dkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     target: Tensor,
-    alpha: float = 1.0,
-    beta: float = 8.0,
-    temperature: float = 4.0,
+    alpha: float,
+    beta: float,
+    temperature: float,
 ) -> Tensor:
     r"""The decoupled loss of each sample; see :class:`DKD`.
 

@@ -7,7 +7,7 @@ from lightning_biaskd.logits import kl_divergence
 from lightning_biaskd.networks.outputs import Outputs
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     r""":math:`\tau^2\, \mathrm{KL}(\mathrm{softmax}(z^T/\tau) \,\|\, \mathrm{softmax}(z^S/\tau))` of each sample.
 
     Args:

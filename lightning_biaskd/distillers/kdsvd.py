@@ -58,9 +58,7 @@ def _relation(vectors: Tensor, before: Tensor) -> Tensor:
     return (-(vectors.unsqueeze(2) - before.unsqueeze(1)).square() / 8).exp()
 
 
-def kdsvd_loss(
-    students: Sequence[Tensor], teachers: Sequence[Tensor], k: int = 1, vectors: Vectors = "columns"
-) -> Tensor:
+def kdsvd_loss(students: Sequence[Tensor], teachers: Sequence[Tensor], k: int, vectors: Vectors) -> Tensor:
     """The loss of each sample over several layers; see :class:`KDSVD`.
 
     Args:
@@ -80,7 +78,7 @@ def kdsvd_loss(
 
         >>> student = [torch.tensor([[[[1.0, 1.0]]]]), torch.tensor([[[[8.0, 1.0]]]])]
         >>> teacher = [torch.tensor([[[[1.0, 1.0]]]]), torch.tensor([[[[1.0, 1.0]]]])]
-        >>> kdsvd_loss(student, teacher)
+        >>> kdsvd_loss(student, teacher, k=1, vectors="columns")
         tensor([0.0037])
     """
     losses: list[Tensor] = []

@@ -17,22 +17,22 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 def mlkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
+    temperatures: Sequence[float],
+    instance_weight: float,
+    batch_weight: float,
+    class_weight: float,
     keep: Tensor | None = None,
-    temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
-    instance_weight: float = 1.0,
-    batch_weight: float = 1.0,
-    class_weight: float = 1.0,
 ) -> Tensor:
     r"""The loss of each sample at three levels; see :class:`MLKD`.
 
     Args:
         student_logits: (B, C).
         teacher_logits: (B, C).
-        keep: (B,) bool, the samples that enter the Gram matrices, ``None`` for all.
         temperatures: τ, several.
         instance_weight: weight of the instance level.
         batch_weight: weight of the batch level.
         class_weight: weight of the class level.
+        keep: (B,) bool, the samples that enter the Gram matrices; ``None`` for all.
 
     Returns:
         (B,)
@@ -41,12 +41,12 @@ def mlkd_loss(
         Two samples in which the student is undecided. The batch level sees that the teacher tells them apart:
 
         >>> s, t = torch.zeros(2, 2), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
-        >>> mlkd_loss(s, t, temperatures=(1.0,), batch_weight=0.0, class_weight=0.0)
+        >>> mlkd_loss(s, t, temperatures=[1.0], instance_weight=1.0, batch_weight=0.0, class_weight=0.0)
         tensor([0.3278, 0.3278])
-        >>> mlkd_loss(s, t, temperatures=(1.0,), instance_weight=0.0, class_weight=0.0)
+        >>> batch_level = {"temperatures": [1.0], "instance_weight": 0.0, "batch_weight": 1.0, "class_weight": 0.0}
+        >>> mlkd_loss(s, t, **batch_level)
         tensor([0.1682, 0.1682])
-        >>> keep = torch.tensor([True, False])
-        >>> mlkd_loss(s, t, keep, temperatures=(1.0,), instance_weight=0.0, class_weight=0.0)
+        >>> mlkd_loss(s, t, **batch_level, keep=torch.tensor([True, False]))
         tensor([0.0841, 0.0000])
     """
     student, teacher = at_least_float32(student_logits), at_least_float32(teacher_logits)
@@ -138,11 +138,11 @@ class MLKD(Distiller):
                 mlkd_loss(
                     student.logits[part],
                     teacher.logits[part],
-                    None if keep is None else keep[part],
                     self.temperatures,
                     self.instance_weight[view],
                     self.batch_weight[view],
                     self.class_weight[view],
+                    None if keep is None else keep[part],
                 )
             )
         return torch.cat(losses)

@@ -9,7 +9,7 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def nkd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, target: Tensor, gamma: float = 1.5, temperature: float = 1.0
+    student_logits: Tensor, teacher_logits: Tensor, target: Tensor, gamma: float, temperature: float
 ) -> Tensor:
     r"""The normalized loss of each sample; see :class:`NKD`.
 
@@ -26,7 +26,7 @@ def nkd_loss(
     Example:
         >>> import torch
         >>> s, t = torch.tensor([[1.0, 0.5, -1.0]]), torch.tensor([[2.0, 0.0, 1.0]])
-        >>> nkd_loss(s, t, torch.tensor([0]))
+        >>> nkd_loss(s, t, torch.tensor([0]), gamma=1.5, temperature=1.0)
         tensor([2.3162])
     """
     z_s, z_t = at_least_float32(student_logits), at_least_float32(teacher_logits)

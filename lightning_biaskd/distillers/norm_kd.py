@@ -8,7 +8,7 @@ from lightning_biaskd.logits import kl_divergence
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
-def norm_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
+def norm_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     r"""The loss of each sample at a temperature of its own; see :class:`NormKD`.
 
     Args:
@@ -20,7 +20,7 @@ def norm_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
         (B,)
 
     Example:
-        >>> norm_kd_loss(torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[4.0, 0.0, 2.0]]))
+        >>> norm_kd_loss(torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[4.0, 0.0, 2.0]]), temperature=2.0)
         tensor([0.9670])
     """
     z_s, z_t = at_least_float32(student_logits), at_least_float32(teacher_logits)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map
-from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
+from lightning_biaskd.features.connectors import BatchNorm2d, Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
@@ -106,7 +106,7 @@ class _Stage(nn.Module):
         channels = teacher.shape[1]
         convolution = nn.Conv2d(student.shape[1], channels, 1, bias=False)
         nn.init.normal_(convolution.weight, std=math.sqrt(2 / channels))
-        self.connector = Connector(convolution, nn.BatchNorm2d(channels))
+        self.connector = Connector(convolution, BatchNorm2d(channels))
         self.register_buffer("margin", negative_mean(teacher))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

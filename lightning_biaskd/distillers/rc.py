@@ -7,7 +7,7 @@ from lightning_biaskd.logits import kl_divergence
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
-def rc_loss(student_logits: Tensor, target: Tensor, temperature: float = 4.0) -> Tensor:
+def rc_loss(student_logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     r"""The divergence of each sample from the student's own corrected answer; see :class:`RC`.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_biaskd.distiller import Needs
 from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, embeddings, layer_names
-from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
+from lightning_biaskd.features.connectors import BatchNorm2d, Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _SIDES = (4, 2, 1)
@@ -129,8 +129,8 @@ class _Fusion(nn.Module):
         wide = nn.Conv2d(middle, wanted, 3, padding=1, bias=False)
         for convolution in (narrow, wide):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
-        self.reduce = Connector(narrow, _BatchNorm(middle))
-        self.expand = Connector(wide, _BatchNorm(wanted))
+        self.reduce = Connector(narrow, BatchNorm2d(middle))
+        self.expand = Connector(wide, BatchNorm2d(wanted))
         self.attend = Connector(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid()) if fuse else None
 
     def forward(self, x: Tensor, deeper: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -142,12 +142,3 @@ class _Fusion(nn.Module):
         if x.shape[2:] != size:
             x = F.interpolate(x, size)
         return self.expand(x), x
-
-
-class _BatchNorm(nn.BatchNorm2d):
-    """Takes one value per channel in training too, as the embedding of a batch of one: by the running statistics."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)

@@ -22,8 +22,8 @@ def _relations(x: Tensor, pairs: Tensor, count: Tensor) -> tuple[Tensor, Tensor]
 def rkd_loss(
     student: Tensor,
     teacher: Tensor,
-    distance_weight: float = 25.0,
-    angle_weight: float = 50.0,
+    distance_weight: float,
+    angle_weight: float,
     keep: Tensor | None = None,
 ) -> Tensor:
     """The relational loss, shared out to the samples; see :class:`RKD`.
@@ -43,9 +43,9 @@ def rkd_loss(
         the other:
 
         >>> s, t = torch.eye(3), torch.tensor([[0.0], [1.0], [2.0]])
-        >>> rkd_loss(s, t, angle_weight=0.0)
+        >>> rkd_loss(s, t, distance_weight=25.0, angle_weight=0.0)
         tensor([1.3021, 0.5208, 1.3021])
-        >>> rkd_loss(s, t, angle_weight=0.0, keep=torch.tensor([True, True, False]))
+        >>> rkd_loss(s, t, distance_weight=25.0, angle_weight=0.0, keep=torch.tensor([True, True, False]))
         tensor([0., 0., 0.])
     """
     pairs, count = pairs_kept(student, keep)

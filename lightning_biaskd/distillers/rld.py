@@ -14,10 +14,10 @@ def rld_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     target: Tensor,
-    alpha: float = 1.0,
-    beta: float = 8.0,
-    temperature: float = 4.0,
-    confidence_temperature: float = 1.0,
+    alpha: float,
+    beta: float,
+    temperature: float,
+    confidence_temperature: float,
 ) -> Tensor:
     r"""The refined loss of each sample; see :class:`RLD`.
 
@@ -39,9 +39,10 @@ def rld_loss(
 
         >>> import torch
         >>> s, t, y = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([0])
-        >>> rld_loss(s, t, y)
+        >>> args = {"beta": 8.0, "temperature": 4.0, "confidence_temperature": 1.0}
+        >>> rld_loss(s, t, y, alpha=1.0, **args)
         tensor([0.0167])
-        >>> rld_loss(t.roll(1, 1), t, torch.tensor([2]), alpha=0.0)
+        >>> rld_loss(t.roll(1, 1), t, torch.tensor([2]), alpha=0.0, **args)
         tensor([0.])
     """
     student, teacher = at_least_float32(student_logits), at_least_float32(teacher_logits)

@@ -16,7 +16,7 @@ from lightning_biaskd.features.base import Layer, check_average, layer_names
 from lightning_biaskd.networks.outputs import Outputs
 
 
-def cell_logits(feature: Tensor, head: Callable[[Tensor], Tensor], scales: Sequence[int] = (1, 2, 4)) -> Tensor:
+def cell_logits(feature: Tensor, head: Callable[[Tensor], Tensor], scales: Sequence[int]) -> Tensor:
     """Logits of the cells of a feature map, which is averaged over grids of several scales.
 
     The coarser grids are made of the finest. Where their sides divide each other and the side of the map, that is the

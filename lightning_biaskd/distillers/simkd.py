@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_biaskd.distiller import Needs
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller, Layer, check_average, feature_of, same_size
-from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
+from lightning_biaskd.features.connectors import BatchNorm2d, Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.networks.tap import FeatureTap, untapped
 
@@ -122,7 +122,7 @@ def _projector(student: Tensor, teacher: Tensor, factor: int) -> Connector:
     size = torch.Size(map(min, student.shape[2:], teacher.shape[2:]))
     layers: list[nn.Module] = [] if size == student.shape[2:] else [nn.AdaptiveAvgPool2d(tuple(size))]
     for into, out, kernel in ((student.shape[1], middle, 1), (middle, middle, 3), (middle, channels, 1)):
-        layers += [nn.Conv2d(into, out, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+        layers += [nn.Conv2d(into, out, kernel, padding=kernel // 2, bias=False), BatchNorm2d(out), nn.ReLU()]
     return Connector(*layers)
 
 

@@ -18,9 +18,9 @@ def sld_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     target: Tensor,
-    temperatures: Sequence[float] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
-    pseudo: float | Tensor = 1.0,
-    detach: bool = True,
+    temperatures: Sequence[float],
+    pseudo: float | Tensor,
+    detach: bool,
 ) -> Tensor:
     r"""The loss of each sample against the swapped teacher and the swapped student; see :class:`SLD`.
 
@@ -37,9 +37,10 @@ def sld_loss(
 
     Example:
         >>> s, t, y = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0])
-        >>> sld_loss(s, t, y, temperatures=(1.0,))  # the teacher is wrong and swapped, the student is right
+        >>> args = {"temperatures": [1.0], "pseudo": 1.0, "detach": True}
+        >>> sld_loss(s, t, y, **args)  # the teacher is wrong and swapped, the student is right
         tensor([0.0826])
-        >>> sld_loss(-s, -t, y, temperatures=(1.0,))  # the other way round: the student's swap joins
+        >>> sld_loss(-s, -t, y, **args)  # the other way round: the student's swap joins
         tensor([2.5300])
     """
     student = at_least_float32(student_logits)

@@ -14,7 +14,7 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 _EPS = 1e-4
 
 
-def srd_loss(student: Tensor, teacher: Tensor, exponent: float = 4.0, keep: Tensor | None = None) -> Tensor:
+def srd_loss(student: Tensor, teacher: Tensor, exponent: float, keep: Tensor | None = None) -> Tensor:
     """The logarithm of the distance of two embeddings that are normalised over the batch; see :class:`SRD`.
 
     Args:

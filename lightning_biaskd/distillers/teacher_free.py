@@ -9,7 +9,7 @@ from lightning_biaskd.logits import kl_divergence
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
-def label_smoothing_loss(student_logits: Tensor, target: Tensor, smoothing: float = 0.1) -> Tensor:
+def label_smoothing_loss(student_logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
     r"""Cross-entropy of each sample with its smoothed label; see :class:`LabelSmoothing`.
 
     Args:
@@ -21,15 +21,13 @@ def label_smoothing_loss(student_logits: Tensor, target: Tensor, smoothing: floa
         (B,)
 
     Example:
-        >>> label_smoothing_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        >>> label_smoothing_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), smoothing=0.1)
         tensor([0.2269])
     """
     return F.cross_entropy(at_least_float32(student_logits), target, label_smoothing=smoothing, reduction="none")
 
 
-def teacher_free_loss(
-    student_logits: Tensor, target: Tensor, correct: float = 0.99, temperature: float = 20.0
-) -> Tensor:
+def teacher_free_loss(student_logits: Tensor, target: Tensor, correct: float, temperature: float) -> Tensor:
     r"""The divergence of each sample from a virtual teacher; see :class:`TeacherFree`.
 
     Args:
@@ -42,7 +40,7 @@ def teacher_free_loss(
         (B,)
 
     Example:
-        >>> teacher_free_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        >>> teacher_free_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), correct=0.99, temperature=20.0)
         tensor([0.4096])
     """
     z = at_least_float32(student_logits)

@@ -8,7 +8,7 @@ from lightning_biaskd.logits import kl_divergence
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
-def ttm_loss(student_logits: Tensor, teacher_logits: Tensor, exponent: float = 0.1) -> Tensor:
+def ttm_loss(student_logits: Tensor, teacher_logits: Tensor, exponent: float) -> Tensor:
     r"""The divergence of each sample from its power-transformed teacher; see :class:`TTM`.
 
     Args:
@@ -27,7 +27,7 @@ def ttm_loss(student_logits: Tensor, teacher_logits: Tensor, exponent: float = 0
     return kl_divergence(student_logits, exponent * at_least_float32(teacher_logits))
 
 
-def wttm_loss(student_logits: Tensor, teacher_logits: Tensor, exponent: float = 0.2) -> Tensor:
+def wttm_loss(student_logits: Tensor, teacher_logits: Tensor, exponent: float) -> Tensor:
     r""":func:`ttm_loss`, each sample weighed by the smoothness of its teacher's answer; see :class:`WTTM`.
 
     Args:

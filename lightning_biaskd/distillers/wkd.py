@@ -104,12 +104,12 @@ def wkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     target: Tensor,
-    distances: Tensor | None = None,
-    weight: float | Tensor = 600.0,
-    temperature: float = 8.0,
-    sharpness: float = 1.0,
-    epsilon: float = 0.05,
-    iterations: int = 10,
+    distances: Tensor | None,
+    weight: float | Tensor,
+    temperature: float,
+    sharpness: float,
+    epsilon: float,
+    iterations: int,
 ) -> Tensor:
     r"""The Wasserstein loss of each sample; see :class:`WKD`.
 
@@ -135,8 +135,8 @@ def wkd_loss(
 
         >>> s, t = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0.0, 2.0, 1.0]])
         >>> y = torch.tensor([0])
-        >>> args = {"temperature": 1.0, "iterations": 100}
-        >>> wkd_loss(s, t, y, weight=1.0, **args) - wkd_loss(s, t, y, weight=0.0, **args)
+        >>> args = {"temperature": 1.0, "sharpness": 1.0, "epsilon": 0.05, "iterations": 100}
+        >>> wkd_loss(s, t, y, None, 1.0, **args) - wkd_loss(s, t, y, None, 0.0, **args)
         tensor([0.2921])
     """
     student, teacher = at_least_float32(student_logits), at_least_float32(teacher_logits)

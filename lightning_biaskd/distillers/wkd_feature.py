@@ -45,7 +45,7 @@ def _cells(size: int, grid: int) -> list[slice]:
     return [slice(n * size // grid, -(-(n + 1) * size // grid)) for n in range(grid)]
 
 
-def wkd_feature_loss(student: Tensor, teacher: Tensor, mean_weight: float = 4.0, grid: int = 1) -> Tensor:
+def wkd_feature_loss(student: Tensor, teacher: Tensor, mean_weight: float, grid: int) -> Tensor:
     """The Wasserstein distance of each sample's two maps as Gaussians; see :class:`WKDFeature`.
 
     Args:
@@ -61,7 +61,7 @@ def wkd_feature_loss(student: Tensor, teacher: Tensor, mean_weight: float = 4.0,
         Means 2.5 apart, standard deviations 1.291:
 
         >>> student, teacher = torch.zeros(1, 1, 2, 2), torch.tensor([1.0, 3.0, 2.0, 4.0]).view(1, 1, 2, 2)
-        >>> wkd_feature_loss(student, teacher, mean_weight=1.0)
+        >>> wkd_feature_loss(student, teacher, mean_weight=1.0, grid=1)
         tensor([7.9085])
     """
     (mean_s, deviation_s), (mean_t, deviation_t) = (moments(at_least_float32(x), grid) for x in (student, teacher))

@@ -9,7 +9,7 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 _EPS = 1e-7
 
 
-def wsld_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float = 4.0) -> Tensor:
+def wsld_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     r"""The weighted soft-label loss of each sample; see :class:`WSLD`.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
@@ -18,6 +19,16 @@ class Connector(nn.Sequential):
         for layer in self:
             answer = layer(answer)
         return answer.to(x.dtype)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Normalises a single value per channel, as of a 1x1 map in a batch of one, by the running statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (B, D, H, W)."""
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
 
 
 def regressor(student: Tensor, teacher: Tensor) -> Connector:
@@ -50,7 +61,7 @@ def regressor(student: Tensor, teacher: Tensor) -> Connector:
         convolution = nn.ConvTranspose2d(*channels, 4, stride=2, padding=1)
     else:
         convolution = nn.Conv2d(*channels, 1)
-    return Connector(convolution, nn.BatchNorm2d(channels[1]), nn.ReLU())
+    return Connector(convolution, BatchNorm2d(channels[1]), nn.ReLU())
 
 
 def to_device_of(connectors: Sequence[nn.Module], like: Tensor) -> nn.ModuleList:

@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.distributed.ranks import world_size
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.kinds import is_exported, is_graph, own_dtype, unwrapped
 from lightning_biaskd.networks.probabilities import warn_of_probabilities
@@ -98,6 +100,20 @@ def check_views(sample: object, views: int, batch_idx: int) -> None:
         raise UserError(
             f"this method compares {views} views of the same images, and a batch holds no such: set data.strong_view "
             "to true, or views of the method to 1"
+        )
+
+
+def check_pairs(distiller: Distiller, rows: int, batch_idx: int) -> None:
+    """A method that compares samples needs two in a batch of all ranks; an epoch's last batch may have one.
+
+    Raises:
+        UserError: the first batch has only one.
+    """
+    needs = distiller.needs
+    if needs.pairwise and batch_idx == 0 and rows // needs.views * world_size() < 2:
+        raise UserError(
+            f"{type(distiller).__name__} compares the samples of a batch with each other, and the batch has one: raise "
+            "data.batch_size"
         )
 
 

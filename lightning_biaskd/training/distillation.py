@@ -28,7 +28,7 @@ from lightning_biaskd.teachers.backends import Backend, Precision
 from lightning_biaskd.teachers.cache import TeacherCache
 from lightning_biaskd.teachers.frozen import FrozenTeacher
 from lightning_biaskd.teachers.store import OpenCache
-from lightning_biaskd.training.checks import check_samples, check_teacher, check_views
+from lightning_biaskd.training.checks import check_pairs, check_samples, check_teacher, check_views
 from lightning_biaskd.training.classification import ClassificationModule
 from lightning_biaskd.training.dynamic_weights import DynamicWeights
 from lightning_biaskd.training.progress import EpochCallback
@@ -182,6 +182,7 @@ class DistillationModule(ClassificationModule):
             self.check_batch(batch_idx, target, student.logits)
             check_teacher(teacher.logits, student.logits, batch_idx)
         index = batch[2] if len(batch) > 2 else None
+        check_pairs(self.distiller, len(target), batch_idx)
         if (views := self.distiller.needs.views) > 1:
             check_views(index, views, batch_idx)
         if self.distiller.needs.index:

@@ -14,6 +14,7 @@ from lightning_biaskd import BiasStrategy, Distiller, Outputs, UserError, distil
 from lightning_biaskd.command_line.shipped import CONFIGS
 from lightning_biaskd.distillers import CTKD, MLKD, RC, RLD, SLD, WKD, class_distances, mlkd_loss, rld_loss
 
+LEVELS = {"temperatures": [2.0, 3.0, 4.0, 5.0, 6.0], "instance_weight": 1.0, "batch_weight": 1.0, "class_weight": 1.0}
 NAMES = ("CTKD", "MLKD", "RC", "RLD", "SLD", "WKD")
 
 
@@ -84,8 +85,8 @@ def test_ctkd_is_rectified_at_the_temperature_that_it_has_learned():
 def test_mlkd_over_kept_samples_is_mlkd_of_these():
     student, teacher, _ = batch()
     keep = torch.tensor([True, True, False, True, False, False, True, True])
-    losses = mlkd_loss(student, teacher, keep)
-    torch.testing.assert_close(losses[keep].mean(), mlkd_loss(student[keep], teacher[keep]).mean())
+    losses = mlkd_loss(student, teacher, **LEVELS, keep=keep)
+    torch.testing.assert_close(losses[keep].mean(), mlkd_loss(student[keep], teacher[keep], **LEVELS).mean())
 
 
 @pytest.mark.parametrize("keep", [None, torch.tensor([True, True, False, True, False, False, True, True])])
@@ -106,8 +107,8 @@ def test_shipped_two_views_sum_to_the_published_loss():
     settings = yaml.safe_load((CONFIGS / "method" / "mlkd_two_views.yaml").read_text())["model"]["init_args"]
     distiller = MLKD(**settings["distiller"]["init_args"])
     actual = settings["kd_weight"] * distiller(Outputs(student), Outputs(teacher), target).mean()
-    weak = mlkd_loss(student[:4], teacher[:4]).mean()
-    strong = mlkd_loss(student[4:], teacher[4:], batch_weight=0.0, class_weight=0.0).mean()
+    weak = mlkd_loss(student[:4], teacher[:4], **LEVELS).mean()
+    strong = mlkd_loss(student[4:], teacher[4:], **LEVELS | {"batch_weight": 0.0, "class_weight": 0.0}).mean()
     torch.testing.assert_close(actual, 0.9 * (weak / 2 + strong), rtol=1e-12, atol=0)
 
 
@@ -130,7 +131,7 @@ def test_mlkd_refuses_what_is_not_so_many_views():
 
 def test_rld_has_nothing_to_correlate_where_the_label_is_last():
     student, teacher, _ = batch()
-    losses = rld_loss(student.requires_grad_(), teacher, teacher.argmin(1), alpha=0.0)
+    losses = rld_loss(student.requires_grad_(), teacher, teacher.argmin(1), 0.0, 8.0, 4.0, 1.0)
     assert (losses == 0).all()
     losses.sum().backward()
     assert (student.grad == 0).all()

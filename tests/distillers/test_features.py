@@ -35,12 +35,16 @@ from lightning_biaskd.models import CIFARResNet
 PAIRWISE = [name for name, setting in FEATURE_SETTINGS.items() if setting.distiller.needs.pairwise]
 LEARNED = {"FitNet": FitNet(), "VID": VID(), "CC": CC(dim=5)}
 ON_MAPS = {
-    "AT": at_loss,
-    "KDSVD": lambda s, t: kdsvd_loss([s, s], [t, t]),
+    "AT": lambda s, t: at_loss(s, t, 2.0),
+    "KDSVD": lambda s, t: kdsvd_loss([s, s], [t, t], 1, "columns"),
     "NST": nst_loss,
     "SP": sp_loss,
 }
-ON_VECTORS = {"CC": lambda s, t: cc_loss(s, t[:, : s.shape[1]]), "PKT": pkt_loss, "RKD": rkd_loss}
+ON_VECTORS = {
+    "CC": lambda s, t: cc_loss(s, t[:, : s.shape[1]]),
+    "PKT": pkt_loss,
+    "RKD": lambda s, t: rkd_loss(s, t, 25.0, 50.0),
+}
 every_method = pytest.mark.parametrize("name", FEATURE_SETTINGS)
 every_pairwise = pytest.mark.parametrize("name", PAIRWISE)
 every_learned = pytest.mark.parametrize("name", LEARNED)
@@ -196,19 +200,19 @@ def test_what_it_learns_is_trained_between_networks_of_any_width(name, trainer):
 
 def test_singular_vectors_follow_those_of_the_teacher_in_direction_and_sign():
     student, teacher = ([feature(x, SHAPES[name]) for name in ("-3", "-2")] for x in batch()[:2])
-    expected = kdsvd_loss(student, teacher)
-    torch.testing.assert_close(kdsvd_loss([-x for x in student], teacher), expected)
-    torch.testing.assert_close(kdsvd_loss(student, [-x for x in teacher]), expected)
+    expected = kdsvd_loss(student, teacher, 1, "columns")
+    torch.testing.assert_close(kdsvd_loss([-x for x in student], teacher, 1, "columns"), expected)
+    torch.testing.assert_close(kdsvd_loss(student, [-x for x in teacher], 1, "columns"), expected)
     turned = [x.flip(1) for x in student]  # other rows first: the same right vectors
-    torch.testing.assert_close(kdsvd_loss(turned, teacher), expected)
-    assert (kdsvd_loss(student, teacher, k=2) > 0).all()
+    torch.testing.assert_close(kdsvd_loss(turned, teacher, 1, "columns"), expected)
+    assert (kdsvd_loss(student, teacher, 2, "columns") > 0).all()
 
 
 def test_vectors_over_channels_need_as_many_of_either():
     x, wide = [torch.rand(2, 3, 4, 4)] * 2, [torch.rand(2, 5, 4, 4)] * 2
-    assert kdsvd_loss(x, x, vectors="channels").shape == (2,)
+    assert kdsvd_loss(x, x, 1, "channels").shape == (2,)
     with pytest.raises(UserError, match="the student has 3, the teacher 5: set vectors to 'columns'"):
-        kdsvd_loss(x, wide, vectors="channels")
+        kdsvd_loss(x, wide, 1, "channels")
 
 
 def test_the_next_of_a_sample_is_the_next_kept_one():

@@ -170,7 +170,7 @@ def test_wkd_feature_is_the_distance_of_gaussians():
     spread = torch.tensor([-1.0, 1.0]).view(1, 1, 2, 1) / 2**0.5  # unbiased variance 1
     student, teacher = 3 * spread + 1.0, 5 * spread + 4.0
     torch.testing.assert_close(
-        wkd_feature_loss(student, teacher, mean_weight=2.0), torch.tensor([2 * 9.0 + 4.0]), rtol=1e-4, atol=0
+        wkd_feature_loss(student, teacher, mean_weight=2.0, grid=1), torch.tensor([2 * 9.0 + 4.0]), rtol=1e-4, atol=0
     )
 
 
