@@ -89,7 +89,8 @@ def test_a_run_of_the_command_line_loads_from_its_checkpoint(checkpoint):
 
 
 def test_the_last_checkpoint_is_that_of_the_last_epoch(capsys):
-    main(["fit", *FAST, "--trainer.max_epochs", "6", "--trainer.limit_train_batches", "4"])
+    slow = ["--model.lr_scheduler", "CosineAnnealingLR", "--model.lr_scheduler.T_max", "60"]
+    main(["fit", *FAST, *slow, "--trainer.max_epochs", "6", "--trainer.limit_train_batches", "4"])
     folder = Path("runs/quickstart/version_0/checkpoints")
     steps = {path.name: torch.load(path, weights_only=True)["global_step"] for path in folder.iterdir()}
     assert steps["best.ckpt"] < steps["last.ckpt"] == 24  # the best epoch of this short run isn't its last
@@ -194,7 +195,10 @@ ONE_CYCLE += ["--model.lr_scheduler.total_steps", "2", "--model.lr_interval", "s
     [
         (["--data", "FashionMNISTDataModule"], "no Fashion-MNIST file .* in 'data': set data.root"),
         (["--data", "CIFAR100DataModule"], "CIFAR100 is not in 'data/cifar-100-python'"),
-        (["--data", "ImageNetDataModule"], "no class folders with images in 'data/imagenet/train'"),
+        (
+            ["--data", "ImageNetDataModule"],
+            "'data/imagenet/train' can't be read .*: set data.root to the folder above it",
+        ),
         (["--data.val_split", "3000"], "val_split=3000 of 1257 training images"),
         (["--model.student.num_classes", "7"], "gives 7 classes and the data have 10"),
         (["--model.teacher.num_classes", "7"], "probably another number of classes"),
@@ -209,14 +213,14 @@ ONE_CYCLE += ["--model.lr_scheduler.total_steps", "2", "--model.lr_interval", "s
         (["--model.teacher_input", "pretrained"], "CIFARResNet carries no pretrained_cfg"),
         (["--model.teacher_input.std", "[1]"], "mean .* and std .* need one number per channel"),
         (["--model.teacher_classes", "[1, -2]"], "a class map names"),
-        (["--trainer.max_epochs", "-1"], "set max_epochs or max_steps"),
+        (["--trainer.max_epochs", "-1"], r"set trainer\.max_epochs or trainer\.max_steps"),
         (["--ckpt_path", "nothing.ckpt"], "nothing.ckpt"),
         (["--ckpt_path", "."], "is a folder"),
         (["--data.batch_size", "0"], "a batch holds one image at least"),
         (["--data.color_jitter", "3"], "a share from 0 to 1"),
         (["--data.cutout", "-1"], "a side of 0 pixels or more"),
         (["--model.lr_batch_size", "0"], "lr_batch_size=0"),
-        (["--model.student.in_channels", "3"], "channels, but got 1 channels: build the networks"),
+        (["--model.student.in_channels", "3"], "channels, but got 1 channels.*build the networks"),
         (ONE_CYCLE, "OneCycleLR: Tried to step .*: give it as many steps as the run has"),
         (
             ["-c", "configs/quickstart.yaml", "-c", "configs/method/mlkd_two_views.yaml"],
@@ -231,7 +235,7 @@ def test_a_mistake_is_one_line(capsys, args, says):
 
 def test_a_checkpoint_of_another_model_is_one_line(capsys, checkpoint):
     line = fails(capsys, "test", "--ckpt_path", checkpoint, "--model.student.depth", "14")
-    assert "the checkpoint does not fit CIFARResNet: probably another network" in line
+    assert "the checkpoint does not fit CIFARResNet: probably a variant of it, as 47 of its 77 tensors fit" in line
 
 
 def raised_in(file, message="a bug", kind="RuntimeError"):

@@ -64,6 +64,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             other = newest(place.parent.glob("*.ckpt"))
             remedy = f"go on from '{other}'" if other else "there is no other in its folder"
             fault = "is damaged, probably cut off while it was written" if place.is_file() else "is not there"
+            fault = "is a folder" if place.is_dir() else fault
             raise UserError(f"the checkpoint '{path}' {fault}: {remedy}")
         content = read(place)
         if not is_checkpoint(content):

@@ -327,7 +327,7 @@ def tarred():
         ("w.pt", b"\x08\x09\x00", "its pickle is damaged"),
         ("m.safetensors.index.json", b"{}", "no index of sharded weights"),
         ("m.safetensors.index.json", b'{"weight_map": {"a": "../x.pt"}}', "not the name of a file beside it"),
-        ("m.safetensors.index.json", b'{"weight_map": {"a": "x.safetensors"}}', "which is not beside it"),
+        ("m.safetensors.index.json", b'{"weight_map": {"a": "x.safetensors"}}', "which is not next to it"),
     ],
 )
 def test_other_files_are_told_by_what_they_are(tmp_path, name, content, says):
