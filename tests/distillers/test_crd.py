@@ -173,7 +173,7 @@ def test_refusals(trainer, tmp_path):
     distiller, student, teacher, target = remembering()
     with pytest.raises(UserError, match=r"how many there are: give the data module a num_samples"):
         CRD().build(student, teacher)
-    with pytest.raises(UserError, match=r"hand over with_index\(student, index\)"):
+    with pytest.raises(UserError, match=r"pass with_index\(student, index\)"):
         distiller(with_index(student, None), teacher, target)
     with pytest.raises(UserError, match=r"numbered 9 to 12 in this batch, outside \[0, 11\]: num_samples"):
         fit_for(1, trainer, tmp_path / "none.ckpt", first=5)
