@@ -89,7 +89,7 @@ class Distiller(nn.Module):
         ramp: buffer, the factor of the warm-up. It is 1 until :meth:`set_epoch` is called.
 
     Raises:
-        UserError: the temperature is not positive; in use, there are fewer classes than the method can work with.
+        UserError: the temperature is not positive; when called, there are fewer classes than the method can work with.
 
     Example:
         A new method is a subclass with one method:

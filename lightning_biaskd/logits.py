@@ -1,4 +1,4 @@
-"""What several methods do with logits."""
+"""Operations on logits that several methods share."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def split_label(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         target: (B,) labels.
 
     Returns:
-        (B, 2), whose softmax is the distribution over (label, rest), and (B, C - 1).
+        (B, 2), with the distribution over (label, rest) as its softmax, and (B, C - 1).
 
     Example:
         >>> pair, rest = split_label(torch.tensor([[1.0, 2.0, 2.0]]), torch.tensor([0]))

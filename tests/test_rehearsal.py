@@ -195,9 +195,9 @@ def test_methods_that_read_logits_may_build_too(method, trainer):
 
 def test_outputs_without_the_features_are_one_line():
     logits = torch.zeros(2, 3)
-    with pytest.raises(UserError, match="the student's outputs hold no feature '-1'"):
+    with pytest.raises(UserError, match="the student's outputs contain no feature '-1'"):
         Hint()(Outputs(logits), Outputs(logits), None)
-    with pytest.raises(UserError, match="hold no embedding"):
+    with pytest.raises(UserError, match="contain no embedding"):
         embeddings(Outputs(logits), Outputs(logits))
 
 

@@ -15,7 +15,7 @@ def losses_on_joined_batch(
 ) -> Tensor:
     """Losses (B,) of this rank's samples; a pairwise method compares them with the samples of all ranks.
 
-    So their mean over the ranks, and its gradient, are those of one process on the joined batch.
+    Their mean over the ranks and its gradient are then those of one process on the joined batch.
     """
     needs = distiller.needs
     if not needs.pairwise or world_size() == 1:

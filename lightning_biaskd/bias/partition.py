@@ -1,4 +1,4 @@
-"""Part 1 of the method: which of the teacher's answers are right."""
+"""Part 1 of the paper's method: on which samples the teacher is right."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ def partition(logits: Tensor, target: Tensor) -> Tensor:
 
     .. math:: \mathrm{right}_i = \big[z^T_{i, y_i} \ge \max_c z^T_{i, c}\big]
 
-    A tie for the first place counts as right, on every device; a comparison of ``argmax`` would not promise that.
+    A tie for the first place counts as right on every device; comparing ``argmax`` would not guarantee that.
 
     Args:
         logits: (B, C) teacher logits, or probabilities.

@@ -32,7 +32,7 @@ class BiasLoss(NamedTuple):
     Attributes:
         total: the weighted loss, to be minimised.
         right: the part of right samples, before the weight of dynamic learning.
-        rectified: the part of wrong samples, before that weight.
+        rectified: the part of wrong samples, before the same weight.
         wrong_rate: share of samples on which the teacher is wrong.
         trust: (B,) the share of its weight that the distillation loss of each sample keeps after elimination, γ and
             trust, detached; the mean over the methods of a sum. ``None`` of a strategy that weighs no sample.
@@ -60,11 +60,11 @@ class BiasStrategy(nn.Module):
       N processes train as one on the joined batch. Where a batch holds several views of an image, each counts as a
       sample, as the teacher may be right on one and wrong on another.
 
-    A group without samples adds exactly zero. γ moves with training; the
+    A group without samples adds exactly zero. γ changes during training: the
     :class:`~lightning_biaskd.callbacks.DynamicWeights` callback does it in a Trainer, and ``gamma.fill_(cosine(t))``
-    in any other loop. A method that doesn't read logits can't be rectified: its wrong samples are eliminated and
-    γ leaves its right ones alone. One that reads no teacher at all keeps every sample, evenly weighted. In a
-    :class:`~lightning_biaskd.WeightedSum` each part is treated by its kind.
+    in another loop. If a method reads features, nothing can be rectified: its wrong samples are dropped, and γ does not
+    scale its right ones. A method that ignores the teacher keeps all samples, with equal weights. In a
+    :class:`~lightning_biaskd.WeightedSum` each part is handled separately.
 
     Args:
         mode: how wrong answers are corrected, see :func:`~lightning_biaskd.bias.rectify`; ``"none"`` distils the

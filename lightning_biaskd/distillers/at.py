@@ -17,7 +17,7 @@ def at_loss(student: Tensor, teacher: Tensor, power: float) -> Tensor:
 
     Args:
         student: (B, D, H, W), or tokens (B, N, D).
-        teacher: the teacher's map, of any channels and size.
+        teacher: the same, with any number of channels and any size.
         power: p, of the activations.
 
     Returns:
@@ -46,17 +46,16 @@ class AT(FeatureDistiller):
     the paper has the length of the difference instead.
 
     Layers (the three stages), p and the loss's weight of 1000 with cross-entropy at 1 are those of RepDistiller and
-    mdistiller for CIFAR-100. By its mean over positions, the loss of images half as high is about four times as large,
-    so the weight is for images of 32x32.
+    mdistiller for CIFAR-100. As the mean is over positions, images of half the height give about four times the loss,
+    so the weight suits images of 32x32.
 
     Args:
         layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same.
+        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
         power: p, at least 1.
 
     Raises:
-        UserError: the power is below 1.
-        UserError: in use, features that are no maps.
+        UserError: the power is below 1; when called on features that are not maps.
     """
 
     def __init__(

@@ -13,14 +13,14 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def class_activation_maps(feature: Tensor, weight: Tensor) -> Tensor:
-    """How much each position speaks for each class.
+    """The evidence for each class at each position.
 
     Args:
-        feature: (B, D, H, W), whose average the classifier reads.
+        feature: (B, D, H, W); the classifier reads its average.
         weight: (C, D), the classifier's.
 
     Returns:
-        (B, C, H, W), whose average is the logits without their bias.
+        (B, C, H, W). Its average over positions gives the logits without the bias.
     """
     weight = at_least_float32(weight).to(feature.dtype)
     with torch.autocast(feature.device.type, enabled=False):
@@ -58,7 +58,7 @@ def cat_kd_loss(student: Tensor, teacher: Tensor, resolution: int, normalize: bo
 class CATKD(FeatureDistiller):
     r"""Guo, Yan, Li, Lin, *Class Attention Transfer Based Knowledge Distillation*, CVPR 2023, arXiv 2304.12777.
 
-    A class activation map :math:`A_c = \sum_d w_{cd} F_d` says which regions speak for a class, with F the last feature
+    A class activation map :math:`A_c = \sum_d w_{cd} F_d` shows which regions support a class, with F the last feature
     map and w the weights of the classifier that reads its average. Student and teacher are compared by their maps,
     averaged to r x r:
 
@@ -68,19 +68,19 @@ class CATKD(FeatureDistiller):
     with :math:`\phi` the identity, or the map scaled to length 1.
 
     The defaults are those of the authors' code (GzyAftermath/CAT-KD) for resnet32x4→resnet8x4: r = 2, not scaled, and
-    the weight 15 with cross-entropy at 1. These are tuned to the pair: where teacher and student are of other
-    families, maps are scaled, r is 2 or 4, and the weight is 15 to 600 (80 for wrn_40_2→ShuffleNetV1). The authors'
-    networks have no bias in the classifier; here it has no part in the maps. Their variants with binary maps, or maps
-    of some classes alone, are not here.
+    the weight 15 with cross-entropy at 1. They are tuned to the pair: for a teacher and a student of different
+    families the authors scale the maps, set r to 2 or 4, and the weight to 15 to 600 (80 for wrn_40_2→ShuffleNetV1).
+    Their classifiers have no bias; here the bias does not enter the maps. Their variants with binary maps, or with maps
+    of some classes only, are not implemented.
 
     Args:
-        layer: the last feature map, whose average the student's classifier reads.
-        teacher_layer: the teacher's layer; ``None`` for the same as the student's.
+        layer: the student's last feature map; the classifier must read its average.
+        teacher_layer: the teacher's last feature map; ``None`` for the same name.
         resolution: r, cells per side.
         normalize: scale each map to length 1.
 
     Raises:
-        UserError: a classifier that is no ``nn.Linear``, or reads something else than the average.
+        UserError: the classifier is not an ``nn.Linear``, or does not read the average.
     """
 
     needs = Needs(embedding=True)
@@ -101,7 +101,7 @@ class CATKD(FeatureDistiller):
         self.normalize = normalize
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """Makes nothing, and refuses a map whose average the classifier doesn't read."""
+        """Creates nothing; refuses a map if the classifier does not read its average."""
         check_average("CATKD", student, *self.needs.layers)
         check_average("CATKD", teacher, *self.needs.teacher_layers)
 

@@ -14,15 +14,15 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def cc_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Tensor:
-    """The correlation loss, shared out to the samples; see :class:`CC`.
+    """The correlation loss, divided among the samples; see :class:`CC`.
 
     Args:
         student: (B, D).
         teacher: (B, D).
-        keep: (B,) bool, the samples that the batch consists of, ``None`` for all. Others get loss 0.
+        keep: (B,) bool, the samples that count; ``None`` for all. The others get loss 0.
 
     Returns:
-        (B,), whose sum over the kept samples is their number times the published loss on them alone.
+        (B,). The mean over the kept samples is the published loss of these samples alone.
 
     Example:
         Differences 1, 2 and 3, so products 2 and 6; without the second sample, 3:
@@ -51,12 +51,11 @@ class CC(FeatureDistiller):
 
     .. math:: L = \frac{1}{B - 1} \sum_{i=1}^{B-1} \delta_i^\top \delta_{i+1}
 
-    That is the loss of RepDistiller, whose author had the authors' code, and by which the field measures this method;
-    it relates each sample to the next of the batch. The paper, and torchdistill, compare kernels of all pairs instead.
+    This is the loss of RepDistiller, which its author took from the authors' code and which other papers use as the
+    baseline. It relates each sample to the next one in the batch. The paper and torchdistill compare all pairs instead.
 
-    Each pair's term goes half to either member, so that the mean of the losses is L. With ``keep`` the batch is the
-    kept samples, in their order, so that a sample's neighbour is the next kept one. Under DDP it is the global batch,
-    rank after rank.
+    Each sample gets half of the term of each of its pairs, so that the mean of the losses is L. With ``keep``, a
+    sample's neighbour is the next kept one. Under DDP the batch is the global batch, rank after rank.
 
     Size and the loss's weight of 0.02 with cross-entropy at 1 are RepDistiller's, which trains both maps, the
     teacher's too.
@@ -65,8 +64,7 @@ class CC(FeatureDistiller):
         dim: size of the embeddings that are compared.
 
     Raises:
-        UserError: it is not positive.
-        UserError: in use, before ``build``.
+        UserError: ``dim`` is not positive, or the method is called before ``build``.
     """
 
     needs = Needs(embedding=True, pairwise=True)
@@ -79,7 +77,7 @@ class CC(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """Makes the linear maps, the student's and the teacher's."""
+        """Creates the linear maps, the student's and the teacher's."""
         pair = embeddings(student, teacher)
         self.connectors = to_device_of([Connector(nn.Linear(x.shape[1], self.dim)) for x in pair], pair[0])
 

@@ -19,11 +19,11 @@ _EPS = 1e-7
 
 
 def crd_loss(scores: Tensor, num_samples: int) -> Tensor:
-    """Noise-contrastive estimation: each anchor's partner is to be told from what is drawn at random; see :class:`CRD`.
+    """Noise-contrastive estimation: telling each anchor's partner from random draws; see :class:`CRD`.
 
     Args:
-        scores: (B, 1 + K), positive; first of the partner, then of K negatives. Normalised, so that those of all
-            samples would add up to about 1.
+        scores: (B, 1 + K), positive: of the partner, then of K negatives. They are normalised so that the scores of
+            all samples add up to about 1.
         num_samples: N, among which negatives are drawn.
 
     Returns:
@@ -39,10 +39,10 @@ def crd_loss(scores: Tensor, num_samples: int) -> Tensor:
 
 
 def draw_negatives(labels: Tensor, target: Tensor, seed: Tensor, count: int) -> Tensor:
-    """Draws numbers of samples of other classes, evenly and with replacement.
+    """Draws the indices of samples of other classes, uniformly and with replacement.
 
     Args:
-        labels: (N,) of all samples; -1 where not known, which counts as another class.
+        labels: (N,) of all samples; -1 for unknown, which counts as another class.
         target: (B,) labels of the anchors.
         seed: (B,) int64; the draws of each anchor are a function of it.
         count: K, how many are drawn for each sample.
@@ -70,31 +70,31 @@ class CRD(FeatureDistiller):
     r"""Tian, Krishnan, Isola, *Contrastive Representation Distillation*, ICLR 2020, arXiv 1910.10699.
 
     Student and teacher each have a learned linear map into a common space, :math:`v^S_i, v^T_i` of length 1, and a
-    memory :math:`m^S, m^T` of what these were for each of the N images. With K negatives n drawn from other classes,
+    memory :math:`m^S, m^T` of earlier embeddings of each of the N images. With K negatives n drawn from other classes,
 
     .. math::
         \ell_i = c(v^S_i, m^T) + c(v^T_i, m^S), \qquad
         c(v, m) = -\log\frac{h_i}{h_i + K/N} - \sum_{n} \log\frac{K/N}{h_n + K/N}, \qquad
         h_j = \frac{e^{v \cdot m_j/\tau}}{Z}
 
-    where Z is set once, so that in the first step the mean of h is 1/N. After the loss, the images of the batch enter
-    the memories: :math:`m_i \leftarrow \mu m_i + (1 - \mu) v_i`, scaled to length 1.
+    where Z is set once, so that in the first step the mean of h is 1/N. After the loss, the memories are updated with
+    the images of the batch: :math:`m_i \leftarrow \mu m_i + (1 - \mu) v_i`, scaled to length 1.
 
-    Defaults are those of the authors' code (HobbitLong/RepDistiller), with the loss's weight 0.8 with cross-entropy
-    at 1. Given the same negatives and memories, so is the loss. Only the draws differ: theirs are without replacement
-    where there are enough samples, ours are a function of a step counter and of the sample's number.
+    The defaults are those of the authors' code (HobbitLong/RepDistiller), with the loss at weight 0.8 and cross-entropy
+    at 1. With the same negatives and memories the loss is theirs too. Only the draws differ: theirs are without
+    replacement if there are enough samples; here they are a function of a step counter and of the image's index.
 
-    So all of it is the same for any number of processes, and a resumed run goes on as if it had never stopped: Z and
-    the memories are of the batch of all ranks, in the state dict, and identical on every rank. They are parameters
-    without gradient, because DDP would send buffers in every step. In eval mode the memories do not change.
+    The result does not depend on the number of processes, and a resumed run continues exactly: Z and the memories are
+    computed from the batch of all ranks, are in the state dict, and are identical on every rank. They are parameters
+    without gradient and not buffers, because DDP broadcasts buffers in every step. In eval mode they do not change.
 
-    * An image that is several times in a batch (two views, or a sampler that fills up the last batch) is remembered as
-      it was last, in the order of the ranks.
-    * With ``keep``, a dropped sample leaves no trace: it enters neither memory and not Z. So every teacher's embedding
-      in the memory was of an image, as it looked then, that the teacher got right. One that never was keeps its random
-      vectors, and so do images that are numbered but held out for validation.
-    * Labels are learned as images come, so in the first epoch a negative may be of the anchor's class, while it is
-      still a random vector.
+    * If an image occurs several times in a batch (as two views, or in a last batch that a sampler fills up), the
+      memories take its last occurrence, in the order of the ranks.
+    * With ``keep``, a dropped sample changes neither memory nor Z. The teacher's memory therefore only holds embeddings
+      of views that the teacher got right. Images the teacher never got right keep their random initial vectors, and so
+      do images that are held out for validation.
+    * The method learns each label when it first sees the image. In the first epoch a negative may therefore have the
+      anchor's class, but its vector is still random.
 
     Args:
         dim: of the common space.
@@ -103,9 +103,8 @@ class CRD(FeatureDistiller):
         momentum: μ.
 
     Raises:
-        UserError: no negatives, a temperature that is not positive, or a momentum outside [0, 1).
-        UserError: in use, before ``build``, without embeddings or without the images' numbers; in ``build``, without
-            the number of images.
+        UserError: no negatives, a temperature that is not positive, or a momentum outside [0, 1); when called before
+            ``build``, without embeddings or without the images' numbers; in ``build``, without the number of images.
     """
 
     needs = Needs(embedding=True, index=True)
@@ -131,7 +130,7 @@ class CRD(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """Makes the linear maps and the memories."""
+        """Creates the linear maps and the memories."""
         if num_samples is None:
             raise UserError(
                 "CRD remembers every image, so it must know how many there are: give the data module a num_samples, or "
@@ -178,12 +177,12 @@ class CRD(FeatureDistiller):
         return torch.where(kept, losses[0] + losses[1], 0)
 
     def _normalizers(self, mean_scores: Tensor, kept: Tensor) -> Tensor:
-        """Z of student and teacher: those that are set, or those of this batch; 0 where it has no kept sample."""
+        """Z of student and teacher: as set, or else of this batch; 0 if it has no kept sample."""
         mean = (mean_scores * kept).sum(0) / kept.sum(0).clamp_min(1)
         return self.normalizers.where(self.normalizers > 0, mean * len(self.labels)).to(mean_scores.dtype)
 
     def _remember(self, anchors: tuple[Tensor, ...], facts: Tensor) -> None:
-        """Takes a batch of all ranks into the memories."""
+        """Updates the memories with a batch of all ranks."""
         sample, target, kept = facts.unbind(1)
         places = kept * torch.arange(1, len(kept) + 1, device=kept.device)
         last = torch.zeros_like(self.labels).scatter_reduce(0, sample, places, "amax")[sample]  # 0: all are dropped

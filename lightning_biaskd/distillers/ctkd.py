@@ -37,7 +37,7 @@ def reverse_gradient(x: Tensor, strength: float | Tensor = 1.0) -> Tensor:
 def ctkd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor) -> Tensor:
     r""":math:`\tau^2\, \mathrm{KL}(\mathrm{softmax}(z^T/\tau) \,\|\, \mathrm{softmax}(z^S/\tau))` of each sample.
 
-    As :func:`~lightning_biaskd.distillers.kd_loss`, but τ is a tensor and gets gradient, through its square too.
+    This is :func:`~lightning_biaskd.distillers.kd_loss` with a tensor τ that gets gradient, also through its square.
 
     Args:
         student_logits: (B, C).
@@ -63,8 +63,8 @@ class CTKD(Distiller):
         \ell_i = \tau^2\, \mathrm{KL}(\mathrm{softmax}(z^T_i/\tau) \,\|\, \mathrm{softmax}(z^S_i/\tau)), \qquad
         \tau = \tau_0 + r\, \sigma(\theta)
 
-    with one learned number θ. Its gradient is reversed, so that the temperature makes the student's task harder, and
-    scaled by λ, which grows from 0 so that it does so slowly:
+    with one learned number θ. Its gradient is reversed, so that the temperature makes the student's task harder. It is
+    also scaled by λ, which grows slowly from 0:
     :math:`\lambda_e = (1 - \cos(\pi \min(e, E)/E))/2` in epoch e, from 1.
 
     The defaults are those of the authors' code (zhengli97/CTKD): :math:`\tau_0` 1, r 20, θ 1 at first (so τ begins at
@@ -74,7 +74,7 @@ class CTKD(Distiller):
     Args:
         start: :math:`\tau_0`, the lowest temperature.
         span: r, how far above it the temperature can go.
-        loops: E, epochs in which λ grows to 1. A distiller that was told no epoch has λ at 1.
+        loops: E, epochs in which λ grows to 1. Before the first call of ``set_epoch``, λ is 1.
 
     Attributes:
         theta: parameter, θ.

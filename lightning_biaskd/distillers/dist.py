@@ -13,7 +13,7 @@ def _one_minus_pearson(x: Tensor, y: Tensor, dim: int, keep: Tensor | None = Non
     r"""Terms (B, C), none below zero, that add up to one minus Pearson's correlation along ``dim``.
 
     With centred vectors :math:`a, b` scaled to length 1 it is :math:`1 - \rho = \frac12 \sum_i (a_i - b_i)^2`. The
-    authors' code divides by :math:`|a||b| + 10^{-8}`; here ``share`` does that.
+    authors' code divides by :math:`|a||b| + 10^{-8}`; ``share`` accounts for that.
     """
     used = torch.ones_like(x, dtype=torch.bool) if keep is None else keep.unsqueeze(1).expand_as(x)
     count = used.sum(dim, keepdim=True).clamp_min(1)
@@ -37,7 +37,7 @@ def dist_loss(
     temperature: float,
     keep: Tensor | None = None,
 ) -> Tensor:
-    r"""The relational loss, shared out to the samples; see :class:`DIST`.
+    r"""The relational loss, divided among the samples; see :class:`DIST`.
 
     Args:
         student_logits: (B, C).
@@ -45,10 +45,10 @@ def dist_loss(
         beta: weight of the inter-class relation, within a sample.
         gamma: weight of the intra-class relation, over the batch.
         temperature: τ.
-        keep: (B,) bool, the samples that the batch consists of; ``None`` for all. Others get loss 0.
+        keep: (B,) bool, the samples that count; ``None`` for all. The others get loss 0.
 
     Returns:
-        (B,), whose sum over the kept samples is their number times the published loss on them alone.
+        (B,). The mean over the kept samples is the published loss of these samples alone.
 
     Example:
         >>> s = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
@@ -75,15 +75,15 @@ class DIST(Distiller):
         L = \tau^2 \Big(\frac{\beta}{B} \sum_i \big(1 - \rho(P^S_{i:}, P^T_{i:})\big)
             + \frac{\gamma}{C} \sum_c \big(1 - \rho(P^S_{:c}, P^T_{:c})\big)\Big)
 
-    The second sum, over the batch, has no loss of a sample in it. It is shared out by
+    The second sum is over the batch. It is divided among the samples by
     :math:`1 - \rho = \frac12 \sum_i (a_i - b_i)^2`, with :math:`a, b` the two columns centred and scaled to length 1:
 
     .. math::
         \ell_i = \tau^2 \Big(\beta \big(1 - \rho(P^S_{i:}, P^T_{i:})\big)
             + \gamma \frac{B}{2C} \sum_c (a_{ic} - b_{ic})^2\Big)
 
-    So the mean is the published loss, and no :math:`\ell_i` is negative or, where student and teacher agree, positive:
-    weighing samples apart moves no optimum. Statistics are of the global batch, over its kept samples.
+    The mean is then the published loss. No :math:`\ell_i` is negative, and all are zero if student and teacher agree,
+    so weighing samples separately does not move the optimum. Statistics are over the kept samples of the global batch.
 
     The defaults are the authors' for CIFAR-100 (image_classification_sota, ``dist_cifar.yaml``), where the loss has
     weight 2 with cross-entropy at 1; on ImageNet τ is 1.

@@ -38,18 +38,18 @@ class FitNet(FeatureDistiller):
     :func:`~lightning_biaskd.features.connectors.regressor`.
 
     Layer, regressor and the loss's weight of 100 with cross-entropy at 1 are those of RepDistiller and mdistiller,
-    which train by the hint and the labels at once; the paper first trains the lower half of the student by the hint
-    alone.
+    which train with the hint and the labels together; the paper first trains the lower half of the student with the
+    hint alone.
 
-    In training, all samples of a batch, dropped ones too, enter the mean and the variance by which BatchNorm
-    normalises the *student's* feature, as they do in the student itself. Nothing of the teacher passes through it.
+    In training, BatchNorm normalises the *student's* feature with the mean and variance of all samples of the batch,
+    also of dropped ones, as the student itself does. Nothing of the teacher passes through it.
 
     Args:
         layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same.
+        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
 
     Raises:
-        UserError: in use, before ``build``, or on features that are no maps.
+        UserError: if called before ``build``, or on features that are not maps.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FitNet(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """Makes the regressors."""
+        """Creates the regressors."""
         pairs = list(self.pairs(student, teacher))
         self.connectors = to_device_of([regressor(as_map(s), as_map(t)) for s, t in pairs], pairs[0][0])
 

@@ -15,7 +15,7 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 Vectors = Literal["columns", "channels"]
 
 _MORE = 3
-"""How many more singular vectors of the student than of the teacher are tried for the best match."""
+"""The number of singular vectors of the student, in addition to k, that can match the teacher's."""
 
 
 def _matrix(feature: Tensor, vectors: Vectors) -> Tensor:
@@ -63,7 +63,7 @@ def kdsvd_loss(students: Sequence[Tensor], teachers: Sequence[Tensor], k: int, v
 
     Args:
         students: (B, D, H, W) each, or tokens (B, N, D), at least two.
-        teachers: as many maps of the teacher.
+        teachers: the same, for the teacher.
         k: how many singular vectors of the teacher's.
         vectors: what they run over.
 
@@ -74,7 +74,7 @@ def kdsvd_loss(students: Sequence[Tensor], teachers: Sequence[Tensor], k: int, v
         UserError: different channels, and vectors over these.
 
     Example:
-        To the teacher both columns are alike in both layers, to the student in the first alone:
+        The teacher's columns are equal in both layers, the student's only in the first:
 
         >>> student = [torch.tensor([[[[1.0, 1.0]]]]), torch.tensor([[[[8.0, 1.0]]]])]
         >>> teacher = [torch.tensor([[[[1.0, 1.0]]]]), torch.tensor([[[[1.0, 1.0]]]])]
@@ -110,13 +110,13 @@ class KDSVD(FeatureDistiller):
         \ell_i = \sum_{l > 1} \sum_{k, a, b} \big(r^S_{ilkab} - r^T_{ilkab}\big)^2, \qquad
         r_{ilkab} = \exp\big(-(v_{ilka} - v_{i,l-1,kb})^2 / 8\big)
 
-    For each vector of the teacher the student's is taken, out of its first K + 3, whose direction is nearest, and
-    turned to the same side. The larger of two maps is averaged to the size of the smaller.
+    Each vector of the teacher is compared with the student's vector, among its first K + 3, that is nearest in
+    direction, with its sign adjusted. The larger of two maps is averaged to the size of the smaller.
 
-    Singular vectors are known but for their sign, and the relation of two layers depends on it. The published codes
-    leave it to the library, which may turn the vectors of one layer to one side and those of the next to the other.
-    Here the entries of each of the teacher's vectors add up to more than zero: for the first vector of a map after
-    ReLU, whose entries are all of one sign, that is the published loss wherever the library turns all layers alike.
+    The sign of a singular vector is arbitrary, but the relation of two layers depends on it. The published codes leave
+    it to the linear algebra library, which may choose different signs for different layers. Here the sign is chosen so
+    that the entries of each of the teacher's vectors have a positive sum. For the first vector of a map after ReLU,
+    this is the published loss whenever the library chooses the same sign for all layers.
 
     The vectors are the eigenvectors of a small Gram matrix, with the gradient of perturbation theory; where two
     singular values coincide, so that a vector has no derivative, it is zero. On CUDA, PyTorch's ``eigh`` waits for the
@@ -131,13 +131,13 @@ class KDSVD(FeatureDistiller):
 
     Args:
         layers: of the student, by name or by stage, two at least.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same.
+        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
         k: K, how many singular vectors.
         vectors: what they run over, ``"columns"`` or ``"channels"``.
 
     Raises:
-        UserError: fewer than two layers, no vector, or another word.
-        UserError: in use, features that are no maps, or vectors over channels that differ in number.
+        UserError: fewer than two layers, ``k`` below 1, or unknown ``vectors``; when called, features that are no maps,
+            or vectors over channels that differ in number.
     """
 
     def __init__(

@@ -34,13 +34,13 @@ class LogitStandardization(Wrapper):
         \ell_i = w\, \ell^{\mathrm{inner}}_i\big(\mathcal{Z}(z^S), \mathcal{Z}(z^T)\big), \qquad
         \mathcal{Z}(z)_i = \frac{z_i - \bar z_i}{\sigma(z_i) + 10^{-7}}
 
-    The inner method sees z-scores in place of logits, so the student need not match the size of the teacher's logits.
+    The inner method sees z-scores in place of logits, so the student does not have to match the scale of the teacher's.
     The defaults are the authors' for CIFAR-100 and ImageNet alike: base temperature 2, weight 9 (their README), with
     KD's cross-entropy at 0.1 and DKD's at 1.
 
     :class:`~lightning_biaskd.bias.BiasStrategy` rectifies the raw logits, at the inner method's temperature, before
-    they are standardized. :math:`\mathcal{Z}` is affine in each row and blind to the order of its classes, so ``swap``
-    before it and after it are exactly the same; for ``blend``, ``onehot`` and ``revise`` they are not.
+    they are standardized. :math:`\mathcal{Z}` is affine in each row and does not depend on the order of the classes, so
+    ``swap`` gives the same before and after it; ``blend``, ``onehot`` and ``revise`` do not.
 
     Args:
         distiller: the inner method, a single one; in a sum, wrap each part.

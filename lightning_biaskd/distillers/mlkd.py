@@ -38,7 +38,7 @@ def mlkd_loss(
         (B,)
 
     Example:
-        Two samples in which the student is undecided. The batch level sees that the teacher tells them apart:
+        The student is undecided on two samples. At the batch level the teacher distinguishes them:
 
         >>> s, t = torch.zeros(2, 2), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
         >>> mlkd_loss(s, t, temperatures=[1.0], instance_weight=1.0, batch_weight=0.0, class_weight=0.0)
@@ -72,14 +72,12 @@ class MLKD(Distiller):
         + \frac1B \big\|P^T_\tau P_\tau^{T\top} - P^S_\tau P_\tau^{S\top}\big\|_F^2
         + \frac1C \big\|P_\tau^{T\top} P^T_\tau - P_\tau^{S\top} P^S_\tau\big\|_F^2 \Big)
 
-    the instance, the batch and the class level. Each pair's term of the batch level goes half to either member; the
-    class level, in which samples have no part of their own, goes to all in equal parts. So the mean of the losses is L,
-    and over the kept samples alone it is L of these: with ``keep``, a dropped sample enters no Gram matrix, neither of
-    the teacher nor of the student. Under DDP the matrices are those of
-    the global batch.
+    the instance, the batch and the class level. Each sample gets half of every batch-level term of its pairs, and an
+    equal part of the class level, so that the mean of the losses is L. With ``keep``, dropped samples enter no Gram
+    matrix, so the mean over the kept samples is L of these alone. Under DDP the matrices are those of the global batch.
 
     Temperatures and weights follow the authors' code (Jin-Ying/Multi-Level-Logit-Distillation), in which the
-    temperatures are summed, not averaged. Three things to know of it:
+    temperatures are summed, not averaged. Three notes on that code:
 
     * It masks the samples, and for the class level the classes, on which the teacher is surer than the median. As the
       losses are averaged before they are masked, nothing is selected: the mask is the factor 1/2 (for even B and C
@@ -95,14 +93,14 @@ class MLKD(Distiller):
     Args:
         temperatures: τ, several; a wrong teacher is rectified at their mean, 4 by default.
         instance_weight: weight of the instance level; a list gives each view its own.
-        batch_weight: weight of the batch level.
-        class_weight: weight of the class level.
-        views: how many views of the same images the batch holds, one after the other in equal parts. The Gram matrices
-            are taken within each.
+        batch_weight: weight of the batch level, a number or a list.
+        class_weight: weight of the class level, a number or a list.
+        views: number of views of the same images in a batch, one after the other in equal parts. The Gram matrices
+            are computed within each view.
 
     Raises:
-        UserError: no temperature, or one that is not positive; no view; a list of weights that is not one per view.
-        UserError: in training, a batch that can't be divided into as many views.
+        UserError: no temperature, or one that is not positive; no view; a list of weights that is not one per view; in
+            training, a batch that can't be divided into as many views.
     """
 
     def __init__(

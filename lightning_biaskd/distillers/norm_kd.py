@@ -9,7 +9,7 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def norm_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    r"""The loss of each sample at a temperature of its own; see :class:`NormKD`.
+    r"""The loss of each sample, each at its own temperature; see :class:`NormKD`.
 
     Args:
         student_logits: (B, C), C at least 2.
@@ -39,11 +39,11 @@ class NormKD(Distiller):
             \mathrm{softmax}(z^S_i/\tau^S_i)\big), \qquad \tau_i = T_\mathrm{norm}\, \sigma(z_i)
 
     with the unbiased standard deviation :math:`\sigma` of a row, through which the student's gradient flows, as in the
-    authors' code (gizi1/NormKD). The default is theirs for CIFAR-100, with weight 0.9 with cross-entropy at 0.1; on
+    authors' code (gizi1/NormKD). The default is theirs for CIFAR-100, with weight 0.9 and cross-entropy at 0.1; on
     ImageNet it is 1, with 0.5 and 0.5.
 
-    :class:`~lightning_biaskd.bias.BiasStrategy` rectifies at one temperature, :math:`T_\mathrm{norm}`, not at each
-    sample's own; ``swap``, which leaves :math:`\sigma` as it is, is the same at any.
+    :class:`~lightning_biaskd.bias.BiasStrategy` rectifies at one temperature, :math:`T_\mathrm{norm}`, and not at
+    each sample's own. For ``swap`` the temperature makes no difference, as it does not change :math:`\sigma`.
 
     Args:
         temperature: :math:`T_\mathrm{norm}`, in standard deviations of a row's logits.

@@ -23,13 +23,14 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: (B, D, H, W), or tokens (B, N, D).
-        teacher: the teacher's map, of any channels and size.
+        teacher: the same, with any number of channels and any size.
 
     Returns:
         (B,)
 
     Example:
-        Both of the student's channels see the left position; of the teacher's, one sees the left, one the right:
+        Both channels of the student are active on the left; one of the teacher's is active on the left, one on the
+        right:
 
         >>> student = torch.tensor([[[[1.0, 0.0]], [[2.0, 0.0]]]])
         >>> teacher = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
@@ -60,10 +61,10 @@ class NST(FeatureDistiller):
 
     Args:
         layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same.
+        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
 
     Raises:
-        UserError: in use, features that are no maps.
+        UserError: if called on features that are not maps.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ def ofd_loss(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
         (B,)
 
     Example:
-        The student is to give 2, anything below -1, and anything below -1:
+        The targets are 2, any value below -1, and any value below -1:
 
         >>> teacher, margin = torch.tensor([2.0, -5.0, -5.0]).view(1, 1, 3, 1), torch.tensor([-1.0])
         >>> ofd_loss(torch.tensor([1.0, 1.0, -3.0]).view(1, 1, 3, 1), teacher, margin)
@@ -39,7 +39,7 @@ def ofd_loss(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
 
 
 def negative_mean(feature: Tensor) -> Tensor:
-    """The mean of the negative responses of each channel, 0 where there is none; (B, D, H, W) to (D,).
+    """The mean of the negative responses of each channel, 0 if there are none; (B, D, H, W) to (D,).
 
     Example:
         >>> negative_mean(torch.tensor([-1.0, 4.0, -3.0, 2.0]).view(1, 2, 2, 1))
@@ -53,12 +53,12 @@ class OFD(FeatureDistiller):
     r"""Heo, Kim, Yun, Park, Kwak, Choi, *A Comprehensive Overhaul of Feature Distillation*, ICCV 2019.
 
     arXiv 1904.01866. Maps are compared before the activation, where the teacher's are also negative. A negative
-    response is not imitated, but to be as low as the margin :math:`m_c` of its channel:
+    response is not imitated; the student only has to be as low as the margin :math:`m_c` of its channel:
 
     .. math::
         \ell_i = \sum_{l=1}^L 2^{l-L} \sum_{chw} \big(r_l(F^S_{il}) - \max(F^T_{il}, m_l)\big)^2
 
-    in which a position counts where :math:`F^T > 0` or where the student is above what is sought. :math:`r_l` is
+    where a position counts if :math:`F^T > 0` or if the student is above its target. :math:`r_l` is
     learned: a 1x1 convolution and BatchNorm. The teacher's map is averaged to the size of the student's.
 
     :math:`m_c` is the expected negative response. The authors compute it from the BatchNorm before the activation, of
@@ -67,15 +67,15 @@ class OFD(FeatureDistiller):
     loss is that of the authors' code (clovaai/overhaul-distillation) and of mdistiller, from which layers (the three
     stages) and the loss's weight of 0.001 with cross-entropy at 1 are; on ImageNet it is 0.0001.
 
-    BatchNorm's statistics in training are those of the process, over all samples of the batch, unless the Trainer has
+    In training, BatchNorm takes its statistics from all samples of the process, unless the Trainer has
     ``sync_batchnorm=True``. Only the student's features pass through it.
 
     Args:
         layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same.
+        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
 
     Raises:
-        UserError: in use, before ``build``, or on features that are no maps.
+        UserError: if called before ``build``, or on features that are not maps.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class OFD(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """Makes the connectors and measures the margins."""
+        """Creates the connectors and measures the margins."""
         pairs = [(as_map(s), as_map(t)) for s, t in self.pairs(student, teacher)]
         self.connectors = to_device_of([_Stage(s, t) for s, t in pairs], pairs[0][0])
 

@@ -18,13 +18,13 @@ def pkt_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Te
     Args:
         student: (B, D).
         teacher: (B, D), of any other D.
-        keep: (B,) bool, the samples that the batch consists of, ``None`` for all. Others get loss 0.
+        keep: (B,) bool, the samples that count; ``None`` for all. The others get loss 0.
 
     Returns:
-        (B,), whose sum over the kept samples is their number times the published loss on them alone.
+        (B,). The mean over the kept samples is the published loss of these samples alone.
 
     Example:
-        To the student the two samples are alike, to the teacher they are opposites:
+        The student sees the same direction in both samples, the teacher opposite ones:
 
         >>> s, t = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [-1.0]])
         >>> pkt_loss(s, t)
@@ -53,9 +53,9 @@ class PKT(FeatureDistiller):
     .. math:: p_{j|i} = \frac{\cos_{ij} + 1}{\sum_k (\cos_{ik} + 1)}, \qquad
         \ell_i = \frac1B \sum_j p^T_{j|i} \log\frac{p^T_{j|i}}{p^S_{j|i}}
 
-    A sample's loss is the divergence of its own distribution over the batch. (Were the terms of each pair halved
-    between its members, some losses would be negative.) With ``keep`` the batch is the kept samples: dropped ones are
-    nobody's neighbours, and the mean over the kept ones is the loss of these alone. Under DDP it is the global batch.
+    A sample's loss is the divergence of its own distribution over the batch. (Splitting the term of a pair between its
+    two members would make some losses negative.) With ``keep``, dropped samples are not neighbours of any sample, and
+    the mean over the kept ones is the loss of these alone. Under DDP the batch is the global batch.
 
     The loss's weight of 30000 with cross-entropy at 1 is that of RepDistiller and mdistiller; the large number makes
     up for a mean over B² where a divergence has a sum over B, and for distributions that are nearly flat.

@@ -1,4 +1,4 @@
-"""Correction of the student's own answer."""
+"""Correction of the student's own output."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def rc_loss(student_logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    r"""The divergence of each sample from the student's own corrected answer; see :class:`RC`.
+    r"""The divergence of each sample from the student's own corrected output; see :class:`RC`.
 
     Args:
         student_logits: (B, C).
@@ -30,24 +30,24 @@ def rc_loss(student_logits: Tensor, target: Tensor, temperature: float) -> Tenso
 
 
 class RC(Distiller):
-    r"""The student's own answer, corrected by the label, as its teacher.
+    r"""The student's own output, corrected by the label, as its teacher.
 
     .. math::
         \ell_i = \tau^2\, \mathrm{KL}(\mathrm{softmax}(\tilde z_i/\tau) \,\|\, \mathrm{softmax}(z^S_i/\tau)), \qquad
         \tilde z_{ic} = z^S_{ic} + [c = y_i] \max_k z^S_{ik}
 
-    with :math:`\tilde z` without gradient. Source: the rival ``RC`` in the authors' code of RLD (zju-SWJ/RLD; Sun et
-    al., arXiv 2408.07703), which is followed here. The paper that first proposed it could not be found, so the formula
-    rests on that code alone. There it is the third term of
+    where :math:`\tilde z` has no gradient. The source is the baseline ``RC`` in the authors' code of RLD (zju-SWJ/RLD;
+    Sun et al., arXiv 2408.07703). We could not find the paper that first proposed it, so the formula rests on that code
+    alone. There it is the third term of
 
     .. math:: L = \mathrm{CE} + L_{KD} + 0.1\, L_{RC}
 
-    at τ = 4 throughout: ``WeightedSum([(KD(), 1.0), (RC(), 0.1)])`` with both weights of the module at 1. Where all of
-    the student's logits are negative the correction lowers the label instead; that is so in the source.
+    at τ = 4 throughout: ``WeightedSum([(KD(), 1.0), (RC(), 0.1)])`` with both weights of the module at 1. If all of
+    the student's logits are negative, the correction lowers the label instead, as in the source.
 
-    RC never reads the teacher: what it corrects are the student's mistakes. So
-    :class:`~lightning_biaskd.bias.BiasStrategy` leaves it alone in every mode, with all samples evenly weighted; a KD
-    beside it is treated by the mode. The source knows no such treatment: there, ``bias=None``.
+    RC does not read the teacher; it corrects the student's mistakes. :class:`~lightning_biaskd.bias.BiasStrategy`
+    therefore does not change it in any mode and weighs all samples equally. A KD in the same sum is treated by the
+    mode. For the published method set ``bias=None``.
 
     Args:
         temperature: τ; 4 in that code.

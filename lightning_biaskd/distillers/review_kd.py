@@ -27,7 +27,7 @@ def review_kd_loss(student: Tensor, teacher: Tensor) -> Tensor:
         (B,)
 
     Example:
-        The two maps differ, their averages don't:
+        The two maps differ, but their averages do not:
 
         >>> student = torch.tensor([1.0, -1.0, 1.0, -1.0]).view(1, 1, 2, 2)
         >>> review_kd_loss(student, torch.zeros(1, 1, 2, 2))
@@ -45,16 +45,16 @@ def review_kd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class ReviewKD(FeatureDistiller):
     r"""Chen, Liu, Zhao, Jia, *Distilling Knowledge via Knowledge Review*, CVPR 2021, arXiv 2104.09044.
 
-    The student's features are fused from the deepest to the first, so that each stage is taught by the teacher's
-    stages up to it. With :math:`x_l` the student's feature after a 1x1 convolution, and :math:`u_{l+1}` what was fused
-    so far, brought to its size,
+    The student's features are fused from the deepest to the first, so that each stage is taught by the teacher's stages
+    up to it. With :math:`x_l` the student's feature after a 1x1 convolution, and :math:`u_{l+1}` the features fused so
+    far, resized to it,
 
     .. math::
         u_l = a_1 x_l + a_2 u_{l+1}, \qquad (a_1, a_2) = \sigma\big(\mathrm{conv}([x_l, u_{l+1}])\big), \qquad
         \ell_i = \sum_l \mathrm{HCL}\big(\mathrm{conv}(u_l), F^T_l\big)
 
-    over the layers and, deepest of all, the embedding. :math:`u_l` is brought to the size of the teacher's feature, by
-    nearest neighbours; HCL is the mean squared difference of the maps, plus half of that of their averages over a 4x4
+    over the layers and, at the deepest level, the embedding. :math:`u_l` is resized to the teacher's feature by nearest
+    neighbours; HCL is the mean squared difference of the maps, plus half of that of their averages over a 4x4
     grid, a quarter over 2x2 and an eighth over one cell, of those that are coarser than the map, over the sum of the
     weights.
 
@@ -65,18 +65,19 @@ class ReviewKD(FeatureDistiller):
     ImageNet (resnet34→18: weight 1) the layers are (-4, -3, -2, -1), the student's taken before the activation too,
     and there is no warm-up in the authors' code.
 
-    BatchNorm's statistics in training are those of the process, over all samples of the batch, unless the Trainer has
+    In training, BatchNorm takes its statistics from all samples of the process, unless the Trainer has
     ``sync_batchnorm=True``. Only the student's features pass through it.
 
     Args:
         layers: of the student, by name or by stage, from the first to the deepest.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same. Each is taken before the activation.
+        teacher_layers: of the teacher, in the same order; ``None`` for the same names. Each is taken before the
+            activation.
         preactivation: take the student's before the activation too.
         max_channels: of the fused features.
         warmup_epochs: the weight grows linearly from ``1 / warmup_epochs`` in the first epoch to 1.
 
     Raises:
-        UserError: in use, before ``build``, or on features that are no maps.
+        UserError: if called before ``build``, or on features that are not maps.
     """
 
     needs = Needs(embedding=True)
@@ -95,7 +96,7 @@ class ReviewKD(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """Makes the fusions."""
+        """Creates the fusions."""
         levels = self._levels(student, teacher)
         middle = min(levels[0][0].shape[1], self.max_channels)
         fusions: list[nn.Module] = [
@@ -106,8 +107,8 @@ class ReviewKD(FeatureDistiller):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         losses, fused = [], None
         for fusion, (s, t) in zip(require_built(self.connectors), self._levels(student, teacher), strict=True):
-            answer, fused = fusion(s, fused, t.shape[2:])
-            losses.append(review_kd_loss(answer, t))
+            expanded, fused = fusion(s, fused, t.shape[2:])
+            losses.append(review_kd_loss(expanded, t))
         return torch.stack(losses).sum(0)
 
     def _levels(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
@@ -121,7 +122,7 @@ class ReviewKD(FeatureDistiller):
 
 
 class _Fusion(nn.Module):
-    """Fuses a student's map with what was fused of the deeper ones, and answers with as many channels as wanted."""
+    """Fuses a student's map with the deeper fused maps, and returns it with the teacher's number of channels."""
 
     def __init__(self, channels: int, middle: int, wanted: int, fuse: bool) -> None:
         super().__init__()

@@ -26,21 +26,21 @@ def rkd_loss(
     angle_weight: float,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """The relational loss, shared out to the samples; see :class:`RKD`.
+    """The relational loss, divided among the samples; see :class:`RKD`.
 
     Args:
         student: (B, D).
         teacher: (B, D), of any other D.
         distance_weight: of the distances.
         angle_weight: of the angles.
-        keep: (B,) bool, the samples that the batch consists of, ``None`` for all. Others get loss 0.
+        keep: (B,) bool, the samples that count; ``None`` for all. The others get loss 0.
 
     Returns:
-        (B,), whose sum over the kept samples is their number times the published loss on them alone.
+        (B,). The mean over the kept samples is the published loss of these samples alone.
 
     Example:
-        The student's three samples are at equal distances; the teacher's stand in a line. Of two, none is nearer than
-        the other:
+        The student's three samples are equally far apart; the teacher's lie on a line. With two samples there is
+        nothing to compare:
 
         >>> s, t = torch.eye(3), torch.tensor([[0.0], [1.0], [2.0]])
         >>> rkd_loss(s, t, distance_weight=25.0, angle_weight=0.0)
@@ -53,7 +53,7 @@ def rkd_loss(
     distance_t, angle_t = _relations(at_least_float32(teacher), pairs, count)
     distance = F.smooth_l1_loss(distance_s, distance_t, reduction="none").sum(1)
     angles = F.smooth_l1_loss(angle_s, angle_t, reduction="none")
-    angle = (angles.sum((1, 2)) + 2 * angles.sum((0, 2))) / 3  # either end alike
+    angle = (angles.sum((1, 2)) + 2 * angles.sum((0, 2))) / 3  # both ends are equal
     size = count.clamp_min(1)
     return distance_weight * distance / size + angle_weight * angle / size**2
 
@@ -67,9 +67,9 @@ class RKD(FeatureDistiller):
     .. math::
         L = \frac{w_d}{B^2} \sum_{ij} h(d^S_{ij} - d^T_{ij}) + \frac{w_a}{B^3} \sum_{ijk} h(c^S_{ijk} - c^T_{ijk})
 
-    A pair's term goes half to either member, that of three samples a third to each, so that the mean of the losses is
-    L. With ``keep`` the batch is the kept samples, in all sums and means: three samples count only if the teacher was
-    right on all of them. Under DDP it is the global batch of N, so memory is N³ + N²D.
+    Each member of a pair gets half of its term, each of three samples a third, so that the mean of the losses is L.
+    With ``keep``, all sums and means are over the kept samples: a triple counts only if the teacher is right on all
+    three. Under DDP the batch is the global batch of N samples, so memory grows as N³ + N²D.
 
     The weights are those of RepDistiller and mdistiller, where the loss has weight 1 with cross-entropy at 1.
 

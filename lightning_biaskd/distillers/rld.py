@@ -34,8 +34,8 @@ def rld_loss(
         (B,)
 
     Example:
-        The teacher ranks class 1 first and the label second: classes 0 and 1 are masked, so only one is left to
-        correlate, and the student's label must become as sure as the teacher's first class.
+        The teacher ranks class 1 first and the label second. Classes 0 and 1 are masked, so only one is left to
+        correlate, and the student must become as sure of the label as the teacher is of its first class.
 
         >>> import torch
         >>> s, t, y = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([0])
@@ -64,15 +64,15 @@ class RLD(Distiller):
         \ell_i = \alpha\, \tau'^2\, \mathrm{KL}(b^T_i \,\|\, b^S_i) + \beta\, \tau^2\, \mathrm{KL}(m^T_i \,\|\, m^S_i)
 
     *Sample confidence* compares, at τ', the teacher's distribution :math:`b^T` over (its first class, rest) with the
-    student's :math:`b^S` over (label, rest): the student is to be as sure of the label as the teacher is of whatever it
-    ranks first. *Masked correlation* compares, at τ, the distributions :math:`m` over the classes that the teacher
+    student's :math:`b^S` over (label, rest): the student should be as sure of the label as the teacher is of its first
+    class. *Masked correlation* compares, at τ, the distributions :math:`m` over the classes that the teacher
     ranks below the label; the label, and every class that the teacher wrongly puts above it or level with it, are left
     out on both sides. With none left, the second part is zero.
 
     RLD is itself a corrector: on a wrong sample it already takes nothing from the teacher that contradicts the label.
     The published method is ``bias=None``. Inside :class:`~lightning_biaskd.bias.BiasStrategy` use ``mode="none"``,
-    which hands over the teacher's answer as it is and only weighs right and wrong samples apart. Any other mode puts
-    the label on top first (``blend`` mostly), so that RLD finds no mistake left to mask.
+    which passes the teacher's output unchanged and only weighs right and wrong samples separately. Any other mode puts
+    the label on top first (``blend`` usually does), so that RLD has nothing left to mask.
 
     The defaults are those of the authors' code (zju-SWJ/RLD), with cross-entropy at weight 1 and a linear warm-up over
     20 epochs there.
@@ -80,7 +80,7 @@ class RLD(Distiller):
     Args:
         alpha: weight of the sample confidence.
         beta: weight of the masked correlation.
-        temperature: τ, of the masked correlation; a wrong teacher, where it is rectified, is rectified at the same.
+        temperature: τ, of the masked correlation. A wrong teacher is rectified at the same τ.
         confidence_temperature: τ', of the sample confidence.
         warmup_epochs: epochs of the linear warm-up.
 

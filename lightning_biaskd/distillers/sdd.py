@@ -19,8 +19,8 @@ from lightning_biaskd.networks.outputs import Outputs
 def cell_logits(feature: Tensor, head: Callable[[Tensor], Tensor], scales: Sequence[int]) -> Tensor:
     """Logits of the cells of a feature map, which is averaged over grids of several scales.
 
-    The coarser grids are made of the finest. Where their sides divide each other and the side of the map, that is the
-    average over the map itself.
+    The coarser grids are averages of the finest. If their sides divide each other and the side of the map, this equals
+    averaging the map itself.
 
     Args:
         feature: (B, D, H, W).
@@ -28,7 +28,7 @@ def cell_logits(feature: Tensor, head: Callable[[Tensor], Tensor], scales: Seque
         scales: cells per side.
 
     Returns:
-        (B, N, C), the cells scale by scale, in all the sum of their squares.
+        (B, N, C), the cells scale by scale; N is the sum of the squared scales.
 
     Example:
         >>> feature = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])
@@ -48,8 +48,8 @@ class SDD(Wrapper):
         w_{in} = 2\ \text{if cell}\ n\ \text{is complementary, else}\ 1
 
     Each network's last feature map is averaged over the cells of a 1x1, a 2x2 and a 4x4 grid, and its own classifier
-    gives logits :math:`z_{in}` of each of the N = 21 cells; the first is the whole image. A cell is complementary where
-    the teacher is right about it and wrong about the whole, or the reverse. The inner method compares the cells as if
+    gives logits :math:`z_{in}` of each of the N = 21 cells; the first is the whole image. A cell is complementary if
+    the teacher is right on it and wrong on the whole image, or the reverse. The inner method compares the cells as if
     each were a sample with the label of its image.
 
     The defaults are those of the authors' code (shicaiwei123/SDD-CVPR2024, the example in its README): DKD as
@@ -57,24 +57,24 @@ class SDD(Wrapper):
     0.9. For resnet32x4→resnet8x4 the scripts take the scales 1 and 2 only; on ImageNet DKD has
     β = 0.5, τ = 1 and no warm-up.
 
-    The published method is ``bias=None``. As it reads features, :class:`~lightning_biaskd.bias.BiasStrategy` eliminates
-    the samples that the teacher gets wrong as a whole. It doesn't rectify the cells: one may show only background, or a
-    part that two classes share, and the teacher's answer to that is what the method sets out to teach. So a wrong cell
-    of a right sample is used unchanged.
+    The published method is ``bias=None``. As SDD reads features, :class:`~lightning_biaskd.bias.BiasStrategy` drops the
+    samples whose whole image the teacher gets wrong. It does not rectify cells: a cell may show only background, or a
+    part that two classes share, and the method wants to teach the teacher's output there. A wrong cell of a right
+    sample is therefore used unchanged.
 
     Args:
         distiller: the inner method, which reads logits; ``None`` for ``DKD()``.
         layer: the last feature map, (B, D, H, W), whose average the student's classifier reads.
-        teacher_layer: the teacher's layer; ``None`` for the same as the student's.
+        teacher_layer: the teacher's last feature map; ``None`` for the same name.
         scales: cells per side, the first of them 1.
         complementary_weight: w of complementary cells.
 
     Raises:
-        UserError: the inner method reads features, or the scales don't begin with 1.
-        UserError: in use, no map of four dimensions, no classifier, or one that reads something else than its average.
+        UserError: the inner method reads features, or the scales don't begin with 1; when called, no map (B, D, H, W),
+            no classifier, or one that does not read the map's average.
 
     Example:
-        The teacher is right about the image and wrong about one of its quarters, which counts twice:
+        The teacher is right on the image and wrong on one of its quarters, which counts twice:
 
         >>> from lightning_biaskd.distillers import KD
         >>> quarters = torch.tensor([[[[1.0, 1.0], [1.0, -2.0]], [[0.0, 0.0], [0.0, 0.0]]]])
@@ -107,7 +107,7 @@ class SDD(Wrapper):
         self.complementary_weight = complementary_weight
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """Makes nothing, and refuses a map whose average the classifier doesn't read."""
+        """Creates nothing; refuses a map if the classifier does not read its average."""
         super().build(student, teacher, num_samples)
         for outputs, (layer,) in ((student, self.needs.layers), (teacher, self.needs.teacher_layers)):
             self._cells(outputs, layer)

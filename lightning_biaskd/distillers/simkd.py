@@ -38,8 +38,8 @@ def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class SimKD(FeatureDistiller):
     r"""Chen, Mei, Zhang, Wang, Feng, Chen, *Knowledge Distillation with the Reused Teacher Classifier*.
 
-    CVPR 2022, arXiv 2203.14001. The student keeps its encoder and takes over the teacher's classifier; between them, a
-    projector p is learned so that the student's last map becomes the teacher's, and nothing else is:
+    CVPR 2022, arXiv 2203.14001. The student keeps its encoder and uses the teacher's classifier. Only the last map is
+    distilled, through a learned projector p between the two:
 
     .. math::
         \ell_i = \mathrm{mean}\big(p(F^S_i) - F^T_i\big)^2, \qquad
@@ -48,28 +48,27 @@ class SimKD(FeatureDistiller):
     p is a bottleneck of three convolutions (1x1, 3x3, 1x1), each with BatchNorm and ReLU. A larger map is averaged to
     the size of the smaller.
 
-    Wherever the student answers, :math:`z^S` are its logits: in validation, test and prediction, in cross-entropy,
-    and for other methods in the same sum. Its own classifier is frozen, as it has no part in that.
-    ``module.deployed()`` of the :class:`~lightning_biaskd.DistillationModule` is the network to deploy: a copy of
-    the student in which the projector follows the last map and the teacher's classifier replaces the student's.
-    ``module.student``, and the weights that :func:`~lightning_biaskd.load_weights` takes from a checkpoint, are
-    those of the student without them. Projector and classifier are in the checkpoint with it.
+    :math:`z^S` are the student's logits everywhere: in validation, test and prediction, in cross-entropy, and for other
+    methods in the same sum. Its own classifier is not used and is frozen. ``module.deployed()`` of the
+    :class:`~lightning_biaskd.DistillationModule` is the network to deploy: a copy of the student in which the projector
+    follows the last map and the teacher's classifier stands. ``module.student``, and the weights that
+    :func:`~lightning_biaskd.load_weights` takes from a checkpoint, are those of the student without them. Projector and
+    classifier are in the checkpoint with it.
 
     The defaults are those of the authors' code (DefangChen/SimKD): factor 2, the loss's weight 1, and cross-entropy at
-    0. The projector ends in ReLU, so it can't meet a teacher whose last map has many negative values.
+    0. The projector ends in ReLU, so it cannot match a teacher whose last map has many negative values.
 
-    BatchNorm's statistics in training are those of the process, over all samples of the batch, unless the Trainer has
+    In training, BatchNorm takes its statistics from all samples of the process, unless the Trainer has
     ``sync_batchnorm=True``. Only the student's features pass through it.
 
     Args:
-        layer: the last feature map, whose average the student's classifier reads.
-        teacher_layer: the teacher's layer; ``None`` for the same as the student's.
+        layer: the student's last feature map; the classifier must read its average.
+        teacher_layer: the teacher's last feature map; ``None`` for the same name.
         factor: how much narrower than the teacher's map the projector is inside.
 
     Raises:
-        UserError: a factor below 1.
-        UserError: in use, before ``build``; a feature that is no map, or whose average the classifier doesn't read; a
-            classifier that is no module.
+        UserError: a factor below 1; when called before ``build``; a feature that is no map, or whose average the
+            classifier doesn't read; a classifier that is no module.
     """
 
     needs = Needs(embedding=True)
@@ -82,7 +81,7 @@ class SimKD(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """Makes the projector, copies the teacher's classifier and freezes the student's."""
+        """Creates the projector, copies the teacher's classifier and freezes the student's."""
         ((s, t),) = self.pairs(student, teacher)
         for outputs, feature, (layer,) in ((student, s, self.needs.layers), (teacher, t, self.needs.teacher_layers)):
             if feature.ndim != 4:
@@ -93,14 +92,14 @@ class SimKD(FeatureDistiller):
         self.connectors = to_device_of([_projector(s, t, self.factor), Connector(classifier)], s)
 
     def outputs_of(self, student: Outputs) -> Outputs:
-        """Outputs whose logits are those of the teacher's classifier on the projected map."""
+        """The student's outputs with the logits that the teacher's classifier gives for the projected map."""
         projected = self._projected(student)
         logits = require_built(self.connectors)[1](projected.mean((2, 3)))
         features = {**student.features, _PROJECTED: projected}
         return Outputs(logits, features, student.embedding, student.head, student.index)
 
     def deployed(self, student: FeatureTap) -> nn.Module:
-        """The projector follows the last map, and the teacher's classifier replaces the student's."""
+        """A copy of the student with the projector after its last map and the teacher's classifier."""
         projector, classifier = copy.deepcopy(require_built(self.connectors))
         return student.grafted(self.needs.layers[0], projector, classifier)
 

@@ -40,7 +40,7 @@ def sld_loss(
         >>> args = {"temperatures": [1.0], "pseudo": 1.0, "detach": True}
         >>> sld_loss(s, t, y, **args)  # the teacher is wrong and swapped, the student is right
         tensor([0.0826])
-        >>> sld_loss(-s, -t, y, **args)  # the other way round: the student's swap joins
+        >>> sld_loss(-s, -t, y, **args)  # the reverse: the student is swapped
         tensor([2.5300])
     """
     student = at_least_float32(student_logits)
@@ -61,8 +61,9 @@ class SLD(Distiller):
         + [e > 150]\, \mathrm{KL}(\mathrm{softmax}(\tilde z^S_i/\tau) \,\|\, q_{i\tau})\big), \qquad
         q_{i\tau} = \mathrm{softmax}(z^S_i/\tau)
 
-    where :math:`\tilde z` are logits whose label, if not first, has changed places with the first class, and e is the
-    epoch, from 1. The swapped student is a second, pseudo teacher; where the student is right it teaches nothing.
+    where :math:`\tilde z` are logits in which the label, if not first, is exchanged with the first class, and e is the
+    epoch, from 1. The swapped student is a second teacher, which teaches nothing on samples that the student gets
+    right.
 
     Temperatures, epoch and weights (0.1 for cross-entropy, 0.9 here) are those of the authors' code
     (StephenEkaputra/Swapped-Logit-Distillation). That code sums the loss of a weakly and of a strongly augmented view.
@@ -70,15 +71,15 @@ class SLD(Distiller):
     here, 0.2 for cross-entropy too and 1.8, as in ``configs/method/sld_two_views.yaml``. It also lets gradient flow
     through the swapped student, which ``detach=False`` reproduces: the loss is the same, its gradient is not.
 
-    SLD is itself a corrector, and its first half is rectification by ``swap``. The published method is ``bias=None``.
+    SLD corrects the teacher itself: its first half is rectification by ``swap``. The published method is ``bias=None``.
     Inside :class:`~lightning_biaskd.bias.BiasStrategy` use ``mode="none"``, which only weighs right and wrong samples
-    apart, or ``"swap"``, which gives the same, as a swapped answer is right and stays. Other modes hand over an answer
-    in which SLD finds nothing to swap (``blend`` mostly), and so replace its correction by theirs.
+    separately, or ``"swap"``, which gives the same. Other modes correct the teacher first, so that SLD usually finds
+    nothing to swap and their correction replaces its own.
 
     Args:
         temperatures: τ, several, their losses summed; a wrong teacher, where it is rectified, is rectified at their
             mean.
-        pseudo_epochs: epochs before the swapped student joins. A distiller that was told no epoch has it joined.
+        pseudo_epochs: epochs before the swapped student is used. Before the first call of ``set_epoch`` it is used.
         detach: whether the swapped student is without gradient.
 
     Attributes:

@@ -13,18 +13,18 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def sp_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Tensor:
-    """The similarity loss of one layer, shared out to the samples; see :class:`SP`.
+    """The similarity loss of one layer, divided among the samples; see :class:`SP`.
 
     Args:
         student: (B, …).
         teacher: (B, …).
-        keep: (B,) bool, the samples that the batch consists of, ``None`` for all. Others get loss 0.
+        keep: (B,) bool, the samples that count; ``None`` for all. The others get loss 0.
 
     Returns:
-        (B,), whose sum over the kept samples is their number times the published loss on them alone.
+        (B,). The mean over the kept samples is the published loss of these samples alone.
 
     Example:
-        To the student the two samples are alike, to the teacher they have nothing in common:
+        The student's two samples are equal, the teacher's are orthogonal:
 
         >>> s, t = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> sp_loss(s, t)
@@ -50,16 +50,15 @@ class SP(FeatureDistiller):
 
     .. math:: L = \sum_l \frac{1}{B^2} \big\|\tilde G^T_l - \tilde G^S_l\big\|_F^2
 
-    Each pair's two terms go half to either member, so that the mean of the losses is L. With ``keep`` the batch is the
-    kept samples: rows are scaled over these, and the mean over them is L of them alone. Under DDP it is the global
-    batch.
+    Each sample gets half of the terms of its pairs, so that the mean of the losses is L. With ``keep``, rows are scaled
+    over the kept samples, and the mean over these is L of them alone. Under DDP the batch is the global batch.
 
     Layer (the last map, flattened) and the loss's weight of 3000 with cross-entropy at 1 are those of RepDistiller,
     which the authors verified, and mdistiller. (torchdistill scales each row to a sum of 1 instead.)
 
     Args:
         layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same.
+        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
     """
 
     needs = Needs(pairwise=True)

@@ -21,10 +21,10 @@ def srd_loss(student: Tensor, teacher: Tensor, exponent: float, keep: Tensor | N
         student: (B, D).
         teacher: (B, D).
         exponent: p, of the differences.
-        keep: (B,) bool, the samples that the batch consists of; ``None`` for all. Others get loss 0.
+        keep: (B,) bool, the samples that count; ``None`` for all. The others get loss 0.
 
     Returns:
-        (B,), the same for all kept samples; 0 where there are fewer than two, who can't be normalised.
+        (B,), the same for all kept samples; 0 if there are fewer than two, which cannot be normalised.
 
     Example:
         >>> student = torch.tensor([[1.0], [-1.0]])
@@ -53,20 +53,19 @@ class SRD(FeatureDistiller):
     .. math::
         L = \log \sum_{id} \big| N(P E^S)_{id} - N(E^T)_{id} \big|^p
 
-    Being a logarithm of the sum over the batch, it has no part of a sample in it: every sample's loss is L. With
-    ``keep``, normalisation and sum are of the kept samples alone; under DDP they are of the global batch. Embeddings
-    are what the classifiers read: of a ResNet, the average of the last map, as in the authors' code
+    The logarithm of a sum over the batch cannot be divided among samples, so every sample's loss is L. With ``keep``,
+    normalisation and sum are over the kept samples; under DDP they are over the global batch. The embeddings are what
+    the classifiers read: of a ResNet, the average of the last map, as in the authors' code
     (roymiles/Simple-Recipe-Distillation, ``log_bn_corr_4``) and in torchdistill.
 
-    Their P has a bias too, which N takes away again. On ImageNet theirs is twice this loss, plus KD at temperature 1,
-    plus cross-entropy; so is ``srd.yaml``.
+    Their P also has a bias, which N removes. On ImageNet the authors use twice this loss, plus KD at temperature 1,
+    plus cross-entropy; ``srd.yaml`` does the same.
 
     Args:
         exponent: p, of the differences.
 
     Raises:
-        UserError: an exponent below 1.
-        UserError: in use, before ``build``, or without embeddings.
+        UserError: an exponent below 1; called before ``build`` or without embeddings.
     """
 
     needs = Needs(embedding=True, pairwise=True)
@@ -79,7 +78,7 @@ class SRD(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """Makes the projector."""
+        """Creates the projector."""
         s, t = embeddings(student, teacher)
         self.connectors = to_device_of([Connector(nn.Linear(s.shape[1], t.shape[1], bias=False))], s)
 

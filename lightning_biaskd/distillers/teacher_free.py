@@ -54,7 +54,7 @@ class LabelSmoothing(Distiller):
     .. math:: \ell_i = -\sum_c q_{ic} \log p^S_{ic}, \qquad q_{ic} = (1 - \epsilon)\, [c = y_i] + \epsilon / C
 
     The baseline that every distillation method should beat. It reads no teacher, so
-    :class:`~lightning_biaskd.bias.BiasStrategy` leaves it alone. It contains the cross-entropy: use ``ce_weight=0``.
+    :class:`~lightning_biaskd.bias.BiasStrategy` does not change it. It contains the cross-entropy: use ``ce_weight=0``.
     ε = 0.1 is the paper's; Yuan et al. (see :class:`TeacherFree`) spread it over the other classes only in their code,
     which is ``smoothing=0.1 * C / (C - 1)`` here.
 
@@ -86,11 +86,11 @@ class TeacherFree(Distiller):
         v_{ic} = a\ \text{if}\ c = y_i,\ \text{else}\ \tfrac{1 - a}{C - 1}
 
     As in the authors' code, the probabilities :math:`v` of the virtual teacher are softened as if they were logits, the
-    student stays at temperature 1, and no :math:`\tau^2` enters. That code averages over the classes too, then
-    multiplies by a number of its own per network: for ResNet-18 on CIFAR-100 by the number of classes, which is this
-    loss, with τ = 20 and weight 0.1 with cross-entropy at 0.9.
+    student stays at temperature 1, and no :math:`\tau^2` enters. That code also averages over the classes, then
+    multiplies by a number that depends on the network: for ResNet-18 on CIFAR-100 by the number of classes, which is
+    this loss, with τ = 20 and weight 0.1 with cross-entropy at 0.9.
 
-    It reads no teacher, so :class:`~lightning_biaskd.bias.BiasStrategy` leaves it alone.
+    It reads no teacher, so :class:`~lightning_biaskd.bias.BiasStrategy` does not change it.
 
     Args:
         correct: :math:`a`, the virtual teacher's probability of the label; 0.99 in the authors' code.

@@ -28,7 +28,7 @@ def ttm_loss(student_logits: Tensor, teacher_logits: Tensor, exponent: float) ->
 
 
 def wttm_loss(student_logits: Tensor, teacher_logits: Tensor, exponent: float) -> Tensor:
-    r""":func:`ttm_loss`, each sample weighed by the smoothness of its teacher's answer; see :class:`WTTM`.
+    r""":func:`ttm_loss`, each sample weighted by the smoothness of the teacher's output; see :class:`WTTM`.
 
     Args:
         student_logits: (B, C).
@@ -55,8 +55,8 @@ class TTM(Distiller):
         p^{T,\gamma}_{ic} = \frac{(p^T_{ic})^\gamma}{\sum_k (p^T_{ik})^\gamma} = \mathrm{softmax}(\gamma z^T_i)_c
 
     Only the teacher is softened, at temperature :math:`1/\gamma`, where it is rectified too; the student stays at 1,
-    and no square of a temperature enters. It isn't zero at the teacher. The default is the example in the authors'
-    README (zkxufo/TTM, vgg13→vgg8), with weight 45 with cross-entropy at 1; the paper tunes both to each pair.
+    and there is no squared temperature. The loss is not zero at the teacher. The default is the example in the authors'
+    README (zkxufo/TTM, vgg13→vgg8), with weight 45 and cross-entropy at 1; the paper tunes both to each pair.
 
     Args:
         exponent: γ of the power transform.
@@ -80,7 +80,7 @@ class WTTM(TTM):
 
     .. math:: \ell_i = \Big(\sum_c (p^T_{ic})^\gamma\Big)\, \mathrm{KL}\big(p^{T,\gamma}_i \,\|\, p^S_i\big)
 
-    The power sum is 1 for a one-hot answer and :math:`C^{1 - \gamma}` for a uniform one: smooth answers count more. The
+    The power sum is 1 for a one-hot output and :math:`C^{1 - \gamma}` for a uniform one: smooth outputs count more. The
     default is the example in the authors' README, where WTTM at weight 4 joins CRD.
 
     Args:

@@ -18,10 +18,10 @@ _EPS = 1e-5
 
 
 def vid_loss(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
-    """How unlikely each sample's feature of the teacher is, less a constant; see :class:`VID`.
+    """Negative log-likelihood of each sample's teacher feature, without a constant; see :class:`VID`.
 
     Args:
-        mean: (B, D, H, W), what is expected.
+        mean: (B, D, H, W), the expected feature.
         variance: (D,), positive.
         teacher: (B, D, H, W).
 
@@ -39,7 +39,7 @@ def vid_loss(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
 
 
 class _Gaussian(nn.Module):
-    """The teacher's map as it is expected of the student's, and how far it varies, channel by channel."""
+    """Predicts the teacher's map from the student's, with one variance per channel."""
 
     def __init__(self, student: int, teacher: int, variance: float) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ class _Gaussian(nn.Module):
 class VID(FeatureDistiller):
     r"""Ahn et al., *Variational Information Distillation for Knowledge Transfer*, CVPR 2019, arXiv 1904.05835.
 
-    A lower bound of the information that the student's feature has of the teacher's is maximised: the likelihood of
-    the teacher's under a Gaussian that is learned. With :math:`\mu_l`, three 1x1 convolutions with ReLU between
+    It maximises a lower bound of the mutual information of the student's and the teacher's features: the likelihood of
+    the teacher's feature under a learned Gaussian. With :math:`\mu_l`, three 1x1 convolutions with ReLU between
     them, and a variance :math:`\sigma^2_{lc}` for each channel,
 
     .. math::
@@ -73,12 +73,11 @@ class VID(FeatureDistiller):
 
     Args:
         layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same.
-        variance: σ² at first.
+        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
+        variance: initial σ².
 
     Raises:
-        UserError: a variance that is not above 1e-5.
-        UserError: in use, before ``build``, or on features that are no maps.
+        UserError: a variance that is not above 1e-5; when called before ``build``, or on features that are not maps.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class VID(FeatureDistiller):
         self.connectors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """Makes the Gaussians."""
+        """Creates the Gaussians."""
         pairs = [(as_map(s), as_map(t)) for s, t in self.pairs(student, teacher)]
         self.connectors = to_device_of(
             [_Gaussian(s.shape[1], t.shape[1], self.variance) for s, t in pairs], pairs[0][0]

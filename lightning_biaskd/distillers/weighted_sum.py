@@ -19,8 +19,9 @@ from lightning_biaskd.networks.tap import FeatureTap
 class WeightedSum(Distiller):
     r"""A weighted sum of methods, itself a method: :math:`\ell_i = \sum_k w_k\, \ell^{(k)}_i`.
 
-    :class:`~lightning_biaskd.bias.BiasStrategy` treats each part by its own kind: the wrong samples of one that reads
-    logits are rectified at its temperature, those of a feature method are eliminated.
+    It needs everything that its parts need. :class:`~lightning_biaskd.bias.BiasStrategy` handles each part separately:
+    it rectifies the teacher for a part that reads logits, at that part's temperature, and drops the wrong samples of a
+    part that reads features.
 
     Args:
         parts: methods with their weights.
@@ -47,14 +48,14 @@ class WeightedSum(Distiller):
         self.reads = min((part.reads for part, _ in parts), key=get_args(Reads).index)
 
     def terms(self) -> Iterator[tuple[Distiller, float]]:
-        """The terms of all parts; a sum inside a sum is flattened."""
+        """The parts with their weights; a sum inside a sum is flattened."""
         for part, weight in zip(self.parts, self.weights, strict=True):
             for term, factor in part.terms():  # type: ignore[operator]  # ModuleList forgets the type
                 yield term, weight * factor
 
     @property
     def builds(self) -> bool:
-        """Whether any part has a :meth:`build` of its own."""
+        """Whether any part has its own :meth:`build`."""
         return any(term.builds for term, _ in self.terms())
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
@@ -63,18 +64,18 @@ class WeightedSum(Distiller):
             term.build(student, teacher, num_samples)
 
     def outputs_of(self, student: Outputs) -> Outputs:
-        """Applies the classifier of the one part that may bring its own."""
+        """The outputs of the network to deploy; at most one part may replace the classifier."""
         for term, _ in self.terms():
             student = term.outputs_of(student)
         return student
 
     def deployed(self, student: FeatureTap) -> nn.Module:
-        """Applies the classifier of the one part that may bring its own."""
+        """The network to deploy; at most one part may replace it."""
         networks = [term.deployed(student) for term, _ in self.terms()]
         return next((network for network in networks if network is not student.model), student.model)
 
     def set_epoch(self, epoch: int) -> None:
-        """Moves every part to the epoch."""
+        """Sets the schedules of every part."""
         for term, _ in self.terms():
             term.set_epoch(epoch)
 

@@ -16,7 +16,7 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.networks.weights import read
 
 _FLOOR = 1e-8
-"""The authors' code adds it to every cost, so that staying is not quite free."""
+"""The authors' code adds it to every cost, so that no transport is free."""
 
 
 def class_distances(prototypes: Tensor) -> Tensor:
@@ -42,12 +42,12 @@ def class_distances(prototypes: Tensor) -> Tensor:
 
 
 def cosine_decay(epoch: int, start: int, end: int) -> float:
-    """The factor that falls by a cosine from 1 after ``start`` epochs to 0 in the last of ``end``.
+    """A factor that falls from 1 after ``start`` epochs to 0 in the last of ``end`` epochs, along a cosine.
 
     Args:
         epoch: 0-based.
         start: epochs before it falls.
-        end: epochs until it is 0; not after ``start`` for a constant 1.
+        end: epochs until it is 0; at or before ``start`` for a constant 1.
 
     Example:
         >>> [round(cosine_decay(epoch, 2, 4), 3) for epoch in range(5)]
@@ -117,7 +117,7 @@ def wkd_loss(
         student_logits: (B, C), C at least 2.
         teacher_logits: (B, C).
         target: (B,) labels.
-        distances: (C, C), one minus the similarity of the classes; ``None`` takes all classes for equally far.
+        distances: (C, C), one minus the similarity of the classes; ``None`` for equal distances.
         weight: of the transport.
         temperature: τ, of the transport.
         sharpness: κ.
@@ -128,7 +128,7 @@ def wkd_loss(
         (B,)
 
     Raises:
-        UserError: ``distances`` are of another number of classes.
+        UserError: ``distances`` has another number of classes.
 
     Example:
         With equal distances, two non-target classes and the transport alone: 0.4621 of the mass moves at cost 0.6321.
@@ -144,7 +144,10 @@ def wkd_loss(
     if distances is None:
         distances = 1 - torch.eye(classes, device=student.device)
     if distances.shape != (classes, classes):
-        raise UserError(f"distances of shape {tuple(distances.shape)} don't fit {classes} classes")
+        raise UserError(
+            f"distances of shape {tuple(distances.shape)} do not fit {classes} classes: give one row and column "
+            "per class"
+        )
     cost = (1 - (-sharpness * distances.to(student.dtype)).exp()).relu() + _FLOOR
 
     y = target.unsqueeze(1)
@@ -169,10 +172,10 @@ class WKD(Distiller):
 
     with :math:`p` at temperature 1 and :math:`\pi^{(i)}` the transport plan, regularised by its entropy at weight ε,
     between student and teacher at τ over the classes other than the label. :math:`\mathrm{IR}` is the interrelation of
-    two classes, so that it is cheaper to mistake a class for a related one. Sinkhorn's algorithm runs for a fixed
+    two classes: confusing related classes costs less. Sinkhorn's algorithm runs for a fixed
     number of iterations, converged or not. There is no factor :math:`\tau^2`, as in the authors' code.
 
-    Interrelations are a property of the teacher's features, which logits do not contain: pass ``distances``,
+    Interrelations come from the teacher's features and not from its logits: pass ``distances``,
     :math:`1 - \mathrm{IR}`. The authors' are one minus the linear CKA between classes; their files
     (``wkd_cost_matrix`` in JiamingLv/WKD) can be given as they are. Their code's other choice is
     ``class_distances(teacher.fc.weight)``. **Without distances** all classes are equally far apart, and the transport
@@ -193,7 +196,7 @@ class WKD(Distiller):
         epsilon: ε. Costs are below 1, so less than 0.0125 leaves float32.
         iterations: of Sinkhorn's algorithm.
         decay_start: epochs after which w falls.
-        decay_end: epoch in which it reaches 0; not after ``decay_start`` for a constant w.
+        decay_end: epoch in which w reaches 0; at or before ``decay_start`` for a constant w.
 
     Attributes:
         decay: buffer, the factor on w; 1 until :meth:`Distiller.set_epoch` says otherwise.

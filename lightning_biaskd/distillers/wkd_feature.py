@@ -80,16 +80,16 @@ class WKDFeature(FeatureDistiller):
         \ell_i = \frac{1}{g^2} \sum_{n} \sum_c \big(w\,(\mu^S_{nc} - \mu^T_{nc})^2
             + (\sigma^S_{nc} - \sigma^T_{nc})^2\big)
 
-    where w weighs the means. The student's map comes to the teacher's channels by a learned convolution, BatchNorm and
-    ReLU, see :func:`~lightning_biaskd.features.connectors.regressor`. As moments are compared, the maps may differ in
-    size.
+    where w weighs the means. A learned convolution, BatchNorm and ReLU bring the student's map to the teacher's
+    channels, see :func:`~lightning_biaskd.features.connectors.regressor`. As moments are compared, the maps may differ
+    in size.
 
     The defaults are those of the authors' code (JiamingLv/WKD) for resnet32x4→resnet8x4: the last stage, w = 4, g = 1,
     and the loss's weight 0.08 with cross-entropy at 1. These are tuned to the pair: w = 3, g = 4 and the weight 0.3
     for wrn_40_2→ShuffleNetV1. The weight falls by a cosine to 0 from the 150th to the last of 240 epochs.
-    In a sum with :class:`WKD` it is WKD-LF.
+    Together with :class:`WKD` it is WKD-LF.
 
-    BatchNorm's statistics in training are those of the process, over all samples of the batch, unless the Trainer has
+    In training, BatchNorm takes its statistics from all samples of the process, unless the Trainer has
     ``sync_batchnorm=True``. Only the student's features pass through it.
 
     Args:
@@ -98,14 +98,13 @@ class WKDFeature(FeatureDistiller):
         mean_weight: w, of the means.
         grid: g, cells per side.
         decay_start: epochs after which the weight falls.
-        decay_end: epoch in which it reaches 0; not after ``decay_start`` for a constant weight.
+        decay_end: epoch in which the weight reaches 0; at or before ``decay_start`` for a constant weight.
 
     Attributes:
         decay: buffer, the factor on the loss; 1 until :meth:`Distiller.set_epoch` says otherwise.
 
     Raises:
-        UserError: a grid without cells.
-        UserError: in use, before ``build``, or on features that are no maps.
+        UserError: ``grid`` is below 1; when called before ``build``, or on features that are not maps.
     """
 
     decay: Tensor
@@ -130,7 +129,7 @@ class WKDFeature(FeatureDistiller):
         self.register_buffer("decay", torch.tensor(1.0), persistent=False)
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
-        """Makes the regressor."""
+        """Creates the regressor."""
         ((s, t),) = self.pairs(student, teacher)
         self.connectors = to_device_of([regressor(as_map(s), as_map(t))], s)
 

@@ -35,7 +35,7 @@ def wsld_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, te
 
 
 class WSLD(Distiller):
-    r"""Soft labels, weighed by what the student has yet to learn of them.
+    r"""Soft labels, weighted by how much the student still has to learn from them.
 
     Zhou, Song, Chen, Zhou, Wang, Yuan, Zhang, *Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance
     Tradeoff Perspective*, ICLR 2021, arXiv 2102.00650.
@@ -44,9 +44,9 @@ class WSLD(Distiller):
         \ell_i = \Big(1 - \exp\Big(-\frac{\mathrm{CE}(z^S_i, y)}{\mathrm{CE}(z^T_i, y)}\Big)\Big)
             \tau^2\, H\big(\mathrm{softmax}(z^T_i/\tau),\, \mathrm{softmax}(z^S_i/\tau)\big)
 
-    The weight, taken at temperature 1 and without gradient, is small where the student is already surer of the label
+    The weight, taken at temperature 1 and without gradient, is small if the student is already surer of the label
     than the teacher. :math:`H` is a cross-entropy, not a divergence: the loss isn't zero at the teacher. The paper's α
-    is ``kd_weight``: 2.25 with τ = 4 on CIFAR-100 (the configuration of cls_KD, another group's code), 2.5 with τ = 2
+    is ``kd_weight``: 2.25 with τ = 4 on CIFAR-100 (the configuration in cls_KD, by another group), 2.5 with τ = 2
     on ImageNet (the authors' code), with cross-entropy at 1.
 
     Args:

@@ -1,1 +1,1 @@
-"""What methods that read features share."""
+"""Shared parts of the methods that read features."""

@@ -1,4 +1,4 @@
-"""What methods that read features share."""
+"""Shared parts of the methods that read features."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def layer_names(layers: Layer | Sequence[Layer], preactivation: bool = False) ->
 
 
 class FeatureDistiller(Distiller):
-    """Base of the methods that compare features; their wrong samples are eliminated, as nothing can correct them.
+    """Base of the methods that compare features. A feature cannot be corrected, so their wrong samples are dropped.
 
     Args:
         layers: of the student, by name or by stage.
         teacher_layers: of the teacher, in the same order; ``None`` for the same as the student's.
         preactivation: compare before the activation at a layer's end.
-        warmup_epochs: see :class:`Distiller`.
+        warmup_epochs: the weight grows linearly from ``1 / warmup_epochs`` in the first epoch to 1.
 
     Raises:
-        UserError: another number of teacher layers than of student layers.
+        UserError: the numbers of student layers and teacher layers differ.
     """
 
     reads = "features"
@@ -67,7 +67,7 @@ class FeatureDistiller(Distiller):
         """The features of student and teacher, layer by layer, in float32 at least.
 
         Raises:
-            UserError: the outputs don't hold them.
+            UserError: the outputs do not contain them.
         """
         for own, others in zip(self.needs.layers, self.needs.teacher_layers, strict=True):
             yield feature_of(student, own, "student"), feature_of(teacher, others, "teacher")
@@ -85,38 +85,38 @@ def feature_of(outputs: Outputs, layer: str, whose: str) -> Tensor:
     Args:
         outputs: of one network.
         layer: its name.
-        whose: ``"student"`` or ``"teacher"``.
+        whose: ``"student"`` or ``"teacher"``, for the error message.
 
     Raises:
-        UserError: the outputs don't hold it.
+        UserError: the outputs do not contain it.
     """
     if layer not in outputs.features:
         raise UserError(
-            f"the {whose}'s outputs hold no feature {layer!r}: run the network by FeatureTap(model, "
+            f"the {whose}'s outputs contain no feature {layer!r}: run the network by FeatureTap(model, "
             "method.needs.layers), or FrozenTeacher(model, layers=method.needs.teacher_layers)"
         )
     return at_least_float32(outputs.features[layer])
 
 
 def embeddings(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-    """What the two classifiers read, (B, D) each, in float32 at least.
+    """The embeddings of both networks, (B, D) each, in float32 at least.
 
     Raises:
-        UserError: the outputs don't hold them.
+        UserError: the outputs do not contain them.
     """
     if student.embedding is None or teacher.embedding is None:
         raise UserError(
-            "the outputs hold no embedding: run the networks by FeatureTap(model, embedding=True) and "
+            "the outputs contain no embedding: run the networks by FeatureTap(model, embedding=True) and "
             "FrozenTeacher(model, embedding=True)"
         )
     return at_least_float32(student.embedding.flatten(1)), at_least_float32(teacher.embedding.flatten(1))
 
 
 def check_average(method: str, outputs: Outputs, layer: str) -> None:
-    """Refuses a map (B, D, H, W) whose average isn't what the classifier reads, where the outputs say what it reads.
+    """Checks that the classifier reads the average of a map (B, D, H, W), if the outputs contain the embedding.
 
     Raises:
-        UserError: it isn't.
+        UserError: it does not.
     """
     if outputs.embedding is None:
         return
@@ -139,10 +139,10 @@ def check_positions(method: str, *maps: Tensor) -> None:
 
 
 def as_map(feature: Tensor) -> Tensor:
-    """A feature as a map (B, D, H, W): tokens (B, N, D) are laid out in a square, those before it (class) left out.
+    """A feature as a map (B, D, H, W). Tokens (B, N, D) are arranged in a square; class tokens before it are left out.
 
     Raises:
-        UserError: a feature of other dimensions, or tokens that fill no square.
+        UserError: the feature has other dimensions, or its tokens do not fill a square.
 
     Example:
         >>> as_map(torch.zeros(2, 50, 192)).shape
@@ -161,7 +161,7 @@ def as_map(feature: Tensor) -> Tensor:
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Two features as maps (B, D, H, W), see :func:`as_map`, averaged to the smaller of their sizes, side by side.
+    """Two features as maps (B, D, H, W), see :func:`as_map`, averaged to the smaller of their sizes.
 
     Example:
         >>> [x.shape[2:] for x in same_size(torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 4, 4))]
@@ -177,7 +177,7 @@ def _pooled(feature: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def unit(x: Tensor, dim: int = 1) -> Tensor:
-    """Vectors along ``dim`` scaled to length 1. A vector of zeros stays what it is, and gets no gradient.
+    """Vectors along ``dim`` scaled to length 1. A zero vector stays zero and gets no gradient.
 
     Example:
         >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -189,20 +189,20 @@ def unit(x: Tensor, dim: int = 1) -> Tensor:
 
 
 def full_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product in the precision of its factors; autocast would lower it."""
+    """The matrix product in the precision of its factors, also under autocast."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
 
 
 def pairs_kept(x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which pairs of samples count: those of which both are kept.
+    """The pairs of samples that count: both are kept.
 
     Args:
-        x: (B, …), anything of the batch.
+        x: (B, …), for the batch size and the device.
         keep: (B,) bool, ``None`` for all.
 
     Returns:
-        (B, B) bool, and how many samples are kept.
+        (B, B) bool, and the number of kept samples.
     """
     kept = torch.ones(len(x), dtype=torch.bool, device=x.device) if keep is None else keep
     return kept.unsqueeze(0) & kept.unsqueeze(1), kept.sum()

@@ -1,4 +1,4 @@
-"""Layers that bring a student's features to the teacher's shape; they are trained with the student."""
+"""Learned layers that bring a student's feature to the teacher's shape."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lightning_biaskd.errors import UserError
 
 
 class Connector(nn.Sequential):
-    """Layers whose answer has the precision of what comes in, whatever theirs is."""
+    """Layers whose output has the precision of their input, whatever the precision of their weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the layers one after the other."""
-        answer = x.to(next(self.parameters()).dtype)
+        output = x.to(next(self.parameters()).dtype)
         for layer in self:
-            answer = layer(answer)
-        return answer.to(x.dtype)
+            output = layer(output)
+        return output.to(x.dtype)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -34,17 +34,17 @@ class BatchNorm2d(nn.BatchNorm2d):
 def regressor(student: Tensor, teacher: Tensor) -> Connector:
     """Convolution, BatchNorm and ReLU, from a student's map to the shape of a teacher's.
 
-    Kernels are those of RepDistiller and mdistiller: 3 with stride 2 where the student's map is twice as high, 4
-    transposed with stride 2 where it is half as high, 1 where they are alike. For other sizes these codes take a
-    kernel as large as the difference, or none at all; here it is 1, and the larger map is averaged to the smaller by
+    Kernels are those of RepDistiller and mdistiller: 3 with stride 2 if the student's map is twice as high, 4
+    transposed with stride 2 if it is half as high, and 1 if both are equal. For other sizes these codes use a kernel as
+    large as the difference, or none; here it is 1, and the larger map is averaged to the smaller by
     :func:`~lightning_biaskd.features.base.same_size`.
 
-    BatchNorm's statistics in training are those of the process, over the whole batch, unless the Trainer has
+    In training, BatchNorm takes its statistics from all samples of the process, unless the Trainer has
     ``sync_batchnorm=True``.
 
     Args:
         student: a map (B, D, H, W), for its shape.
-        teacher: a map of the teacher, for its shape.
+        teacher: a map (B, D, H, W), for its shape.
 
     Example:
         >>> import torch
@@ -65,19 +65,19 @@ def regressor(student: Tensor, teacher: Tensor) -> Connector:
 
 
 def to_device_of(connectors: Sequence[nn.Module], like: Tensor) -> nn.ModuleList:
-    """Connectors on the device of a feature and of its precision."""
+    """The connectors as a list, on the device and in the precision of a feature."""
     return nn.ModuleList(connectors).to(like.device, like.dtype)
 
 
 def require_built(connectors: nn.ModuleList) -> nn.ModuleList:
-    """The connectors that a method's ``build`` has made.
+    """The connectors that a method's ``build`` has created.
 
     Raises:
-        UserError: it has made none.
+        UserError: the method is not built yet.
     """
     if not len(connectors):
         raise UserError(
-            "what the method learns is not built yet: call module.rehearse(images), or distiller.build(student, "
+            "the method is not built yet: call module.rehearse(images), or distiller.build(student, "
             "teacher) with the outputs for a few images, before the optimizer is made"
         )
     return connectors

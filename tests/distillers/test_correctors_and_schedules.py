@@ -238,7 +238,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="finite"):
         WKD([[0.0, 1.0]])
     student, teacher, target = batch(classes=5)
-    with pytest.raises(ValueError, match="don't fit 5 classes"):
+    with pytest.raises(ValueError, match="do not fit 5 classes"):
         WKD(NEAR)(Outputs(student), Outputs(teacher), target)
 
 

@@ -69,7 +69,7 @@ def test_weights_of_half_precision_take_features_of_full(name):
 @pytest.mark.parametrize("distiller", LEARNING, ids=lambda distiller: type(distiller).__name__)
 def test_before_it_is_built_it_is_one_line(distiller):
     student, teacher, target = batch()
-    with pytest.raises(UserError, match="what the method learns is not built yet"):
+    with pytest.raises(UserError, match="the method is not built yet"):
         distiller(projected(student), projected(teacher), target)
     assert not list(distiller.parameters())
 

@@ -144,9 +144,9 @@ def test_a_wide_resnet_keeps_its_names():
 def test_refusals():
     logits, _, target = batch()
     good = projected(logits)
-    with pytest.raises(UserError, match="what the method learns is not built"):
+    with pytest.raises(UserError, match="the method is not built yet"):
         SimKD()(good, good, target)
-    with pytest.raises(UserError, match="what the method learns is not built"):
+    with pytest.raises(UserError, match="the method is not built yet"):
         SimKD().outputs_of(good)
     tokens = good._replace(features={"-1": good.features["-1"].flatten(2)})
     with pytest.raises(UserError, match=r"SimKD needs a map .* gives \(8, 5, 16\)"):
