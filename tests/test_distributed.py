@@ -157,7 +157,7 @@ def test_the_quickstart_runs_on_two_processes(launcher, tmp_path):
         [sys.executable, *program, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("On the test set") == 1
+    assert run.stdout.count("On the test images") == 1
     last = torch.load(tmp_path / "runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 2 * 18  # 1,131 images in batches of 2 x 32
     assert (tmp_path / "cache" / "filled.bin").stat().st_size == 1257 * 10 * 4

@@ -236,7 +236,7 @@ def test_two_nodes_on_loopback_train_the_quickstart(tmp_path):
         launch += ["--master_addr", "127.0.0.1", "--master_port", port]
         nodes.append(torchrun(*launch, *arguments, folder=folder))
     said = [finished(node) for node in nodes]
-    assert ["On the test set" in out for out in said] == [True, False]
+    assert ["On the test images" in out for out in said] == [True, False]
     last = torch.load(tmp_path / "node0/runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 2 * 18  # 1,131 images in batches of 2 x 32
 

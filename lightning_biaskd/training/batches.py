@@ -96,7 +96,8 @@ def check_one_loader(trainer: Trainer, stage: str) -> None:
     Raises:
         UserError: there are several.
     """
-    loaders = flattened(getattr(trainer, f"{stage}_dataloaders") or [])
+    given = getattr(trainer, f"{stage}_dataloaders")  # a stream has no length, so its truth can't be asked
+    loaders = [] if given is None else flattened(given)
     if len(loaders) > 1:
         raise UserError(
             f"there are {len(loaders)} loaders for stage {stage!r}, whose figures would be mixed: join their data sets "

@@ -137,7 +137,7 @@ class DistillationModule(ClassificationModule):
         self.bias = step.bias
         self.rehearsed: dict[str, Any] | None = None
         self.teacher_cache = TeacherCache(teacher_cache) if isinstance(teacher_cache, str) else teacher_cache
-        self._stored: OpenCache | None = None  # while fitting
+        self.open_cache: OpenCache | None = None  # while fitting
         if self.teacher_cache is not None and (distiller.needs.teacher_layers or distiller.needs.embedding):
             raise UserError(f"{type(distiller).__name__} reads the teacher's features, and a cache holds logits alone")
 
@@ -196,8 +196,8 @@ class DistillationModule(ClassificationModule):
         A teacher with a CUDA stream may still be at work on them: call ``self.teacher.join(device)`` before using them.
         """
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING  # what it was opened for
-        if fitting and self._stored is not None and getattr(batch, "view", None) is not None:
-            return self._stored.outputs_of(cast("Batch", batch), self.teacher)
+        if fitting and self.open_cache is not None and getattr(batch, "view", None) is not None:
+            return self.open_cache.outputs_of(cast("Batch", batch), self.teacher)
         return self.teacher.queue(batch[0])
 
     def callback_outputs(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> dict[str, Tensor]:
@@ -304,17 +304,17 @@ class DistillationModule(ClassificationModule):
         super().on_fit_start()
         if self.teacher_cache is not None:
             datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-            self._stored = self.teacher_cache.open(self.teacher, datamodule, self.num_classes)
+            self.open_cache = self.teacher_cache.open(self.teacher, datamodule, self.num_classes)
 
     def teardown(self, stage: str) -> None:
         super().teardown(stage)
-        self._stored = None
+        self.open_cache = None
 
     def on_new_epoch(self) -> None:
         """Called before the first batch of every epoch, also in a run that goes on in the middle of one."""
         self.distiller.set_epoch(self.current_epoch)
-        if self._stored is not None and self.device.type == "cuda":
-            self._stored.keep_on(self.device, self.trainer.datamodule)  # type: ignore[attr-defined]
+        if self.open_cache is not None and self.device.type == "cuda":
+            self.open_cache.keep_on(self.device, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_callbacks(self) -> list[Callback]:
         wanted: list[type[Callback]] = [_EpochOfModule]
