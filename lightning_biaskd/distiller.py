@@ -29,7 +29,7 @@ _RENAMED = {
 class Needs:
     """What a method needs from the networks and from the batch.
 
-    ``a | b`` is what two methods need together.
+    ``a | b`` combines the needs of two methods.
 
     Attributes:
         layers: the student's layers whose features the method reads, see :class:`~lightning_biaskd.FeatureTap`.
@@ -37,7 +37,7 @@ class Needs:
         embedding: the method reads the embedding of either network, or applies its classifier.
         index: the method reads the index of each image in its data set, for example to keep a memory.
         pairwise: the method compares the samples of a batch with each other, so it gets those of all ranks.
-        views: how many views of the same images a batch holds, one after the other in equal parts.
+        views: the number of views of the same images in a batch, one after the other in equal parts.
 
     Example:
         >>> Needs(layers=("-1",)) | Needs(layers=("-2", "-1"), pairwise=True)
@@ -84,8 +84,8 @@ class Distiller(nn.Module):
         reads: what the method reads of the teacher. ``"logits"`` can be rectified. The wrong samples of a method that
             reads ``"features"`` are dropped. A method that reads ``"nothing"`` of the teacher keeps all samples.
         needs: what else it needs, a :class:`Needs`.
-        least_classes: the number of classes below which the method's loss teaches nothing. It refuses fewer. Methods
-            inside a wrapper or a sum check their own.
+        least_classes: the smallest number of classes with which the method's loss teaches anything. The method refuses
+            fewer. In a wrapper or a sum, each method checks its own.
         ramp: buffer, the factor of the warm-up. It is 1 until :meth:`set_epoch` is called.
 
     Raises:
@@ -184,7 +184,7 @@ class Distiller(nn.Module):
         return student.model
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets everything that the method schedules, by the 0-based epoch alone, so that resuming is exact."""
+        """Sets the method's schedules. They depend on the 0-based epoch alone, so that resuming is exact."""
         self.ramp.fill_(min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0)
 
     def terms(self) -> Iterator[tuple[Distiller, float]]:
@@ -197,7 +197,7 @@ class Distiller(nn.Module):
 
 
 class Wrapper(Distiller):
-    """A method around another. It has the inner method's temperature, reads and needs what the inner method does.
+    """A method that wraps another. It has the inner method's temperature, and reads and needs what that method does.
 
     A subclass may need more: it extends ``needs``, or sets ``reads = "features"`` where the inner method's logits are
     no longer the teacher's.

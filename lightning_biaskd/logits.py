@@ -14,7 +14,7 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
     Args:
         student_logits: (B, C), already divided by the temperature.
-        teacher_logits: (B, C), divided by the temperature too.
+        teacher_logits: (B, C), already divided by the temperature.
 
     Returns:
         (B,), in float32 at least.
@@ -43,14 +43,14 @@ def without_label(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def split_label(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of label against rest, and logits of the rest.
+    """Logits of the label against the rest, and logits of the classes other than the label.
 
     Args:
         logits: (B, C).
         target: (B,) labels.
 
     Returns:
-        (B, 2), with the distribution over (label, rest) as its softmax, and (B, C - 1).
+        (B, 2), whose softmax is the distribution over (label, rest), and (B, C - 1).
 
     Example:
         >>> pair, rest = split_label(torch.tensor([[1.0, 2.0, 2.0]]), torch.tensor([0]))

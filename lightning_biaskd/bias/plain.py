@@ -13,7 +13,7 @@ from lightning_biaskd.networks.outputs import Outputs
 
 
 class Plain(nn.Module):
-    """Distils all samples alike, with the teacher's mistakes: the baseline of :class:`BiasStrategy`.
+    """The baseline of :class:`BiasStrategy`: distils all samples equally, including the teacher's mistakes.
 
     Example:
         >>> from lightning_biaskd.distillers import KD
@@ -41,7 +41,7 @@ class Plain(nn.Module):
         return BiasLoss(total, total.detach(), torch.zeros_like(total), wrong.float().mean())
 
     def rectified(self, term: Distiller, logits: Tensor, target: Tensor) -> None:
-        """None: no method gets corrected logits."""
+        """Returns ``None``: no method gets corrected logits."""
 
     def logged(self, loss: BiasLoss) -> dict[str, Tensor]:
         """The scalars that a training step logs."""

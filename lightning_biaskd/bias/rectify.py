@@ -1,4 +1,4 @@
-"""Part 3 of the method: correcting a wrong answer toward its label."""
+"""Part 3 of the paper's method: correcting a wrong answer toward its label."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CORRECTIONS: tuple[Mode, ...] = ("swap", "blend", "onehot", "revise")
 """The modes that change a wrong answer; ``"none"`` keeps it and ``"drop"`` leaves its sample out."""
 
 ETA = 0.8
-"""How far Label Revision trusts the teacher (arXiv 2404.03693)."""
+"""The default η of Label Revision (arXiv 2404.03693): how far it trusts the teacher."""
 _SINGULAR = 1e-6
 
 
 def _correct(v_y: Tensor, v_top: Tensor, mode: Mode, eta: float) -> tuple[Tensor, Tensor, Tensor | float]:
-    """The arithmetic of every mode: new value of the label, of the top class, and the factor on all other classes."""
+    """The arithmetic of every mode: the new values of the label and the top class, and the factor on other classes."""
     if mode == "swap":
         return v_top, v_y, 1.0
     if mode == "blend":
@@ -39,11 +39,11 @@ def _correct(v_y: Tensor, v_top: Tensor, mode: Mode, eta: float) -> tuple[Tensor
         return beta * v_y + 1 - beta, beta * v_top, beta
     if mode == "none":
         return v_y, v_top, 1.0
-    raise UserError(f"no rectification by mode {mode!r}: choose swap, blend, onehot, revise or none")
+    raise UserError(f"mode {mode!r} does not rectify: choose swap, blend, onehot, revise or none")
 
 
 def _lift(p_y: Tensor, rest: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """A right row's new value of the label, and the factor on all other classes, which share ``rest``."""
+    """The new value of a right row's label, and the factor on the other classes, whose sum is ``rest``."""
     factor = (1 - (1 - eta) / rest.clamp_min(torch.finfo(rest.dtype).tiny)).clamp_min(0)
     return (p_y + (1 - eta)).clamp_max(1), factor
 
@@ -52,7 +52,7 @@ def check_revision(mode: Mode, space: Space, eta: float, lift_right: bool) -> No
     """Refuses arguments of Label Revision that are out of range or have no effect.
 
     Raises:
-        UserError: they are.
+        UserError: an argument is out of range or has no effect.
     """
     if not 0 < eta <= 1:
         raise UserError(f"eta must be above 0 and at most 1, got {eta}")
@@ -69,7 +69,7 @@ def _rectify(values: Tensor, target: Tensor, top: Tensor, right: Tensor, mode: M
 
 
 def rectify(probs: Tensor, target: Tensor, mode: Mode = "blend", eta: float = ETA, lift_right: bool = False) -> Tensor:
-    r"""Corrects the wrong rows of a batch of distributions; right rows come back unchanged, unless lifted.
+    r"""Corrects the wrong rows of a batch of distributions. Right rows are unchanged, unless lifted.
 
     With :math:`\hat y` the teacher's first class and :math:`s = p_y + p_{\hat y}`:
 
@@ -94,15 +94,15 @@ def rectify(probs: Tensor, target: Tensor, mode: Mode = "blend", eta: float = ET
         target: (B,) labels.
         mode: how to correct.
         eta: :math:`\eta` of ``revise``, in (0, 1]: how far it trusts the teacher.
-        lift_right: raise the label of right rows to :math:`\min(1, p_y + 1 - \eta)` and scale the other classes to what
-            is left. With ``revise`` this is the correction of MFT (arXiv 2506.15702).
+        lift_right: raise the label of right rows to :math:`\min(1, p_y + 1 - \eta)` and scale the other classes to the
+            remaining mass. With ``revise`` this is the correction of MFT (arXiv 2506.15702).
 
     Returns:
         (B, C) distributions.
 
     Raises:
         UserError: an unknown mode, or ``drop``, which leaves nothing to rectify; ``eta`` out of range; ``eta`` or
-            ``lift_right`` with another mode than ``revise``.
+            ``lift_right`` with a mode other than ``revise``.
 
     Example:
         >>> p = torch.tensor([[0.50, 0.30, 0.15, 0.05]])
@@ -130,14 +130,15 @@ def rectify_logits(
     eta: float = ETA,
     lift_right: bool = False,
 ) -> Tensor:
-    r"""Corrects the wrong rows of teacher logits, so that any distiller that reads logits takes them unchanged.
+    r"""Corrects the wrong rows of teacher logits, so that any distiller that reads logits can use them.
 
-    In ``space="probs"`` the tempered probabilities :math:`p = \mathrm{softmax}(z/\tau)` are rectified and put back:
+    In ``space="probs"`` the tempered probabilities :math:`p = \mathrm{softmax}(z/\tau)` are rectified and become
+    logits again:
 
     .. math:: z'_c = \tau\Big(\log p'_c + \log\textstyle\sum_k e^{z_k/\tau}\Big)
 
-    so that :math:`\mathrm{softmax}(z'/\tau) = p'`. The constant of the row is the one that leaves an untouched class
-    at the teacher's own logit: ``swap`` exchanges two logits and nothing else. ``space="logits"`` applies the same
+    so that :math:`\mathrm{softmax}(z'/\tau) = p'`. The constant of the row is chosen so that untouched logits
+    stay unchanged: ``swap`` exchanges two logits and nothing else. ``space="logits"`` applies the same
     arithmetic to raw logits, as the paper's released scripts do; near their singularity
     (:math:`z_y + z_{\hat y} = -1` in ``blend``) the denominator is kept away from zero, so the result is finite.
 
@@ -145,7 +146,7 @@ def rectify_logits(
         logits: (B, C) teacher logits.
         target: (B,) labels.
         mode: as in :func:`rectify`.
-        temperature: τ, at which the student will be compared.
+        temperature: τ, at which student and teacher are compared.
         space: ``"probs"`` (the paper's figure 3) or ``"logits"`` (its scripts).
         eta: as in :func:`rectify`.
         lift_right: as in :func:`rectify`, at the temperature; ``space="probs"`` only.

@@ -1,14 +1,14 @@
-r"""Part 4 of the method: the weight γ of hard, rectified knowledge at training progress t.
+r"""Part 4 of the paper's method: the weight γ of hard, rectified knowledge at training progress t.
 
-Each schedule is a function of t in [0, 1], the share of training done, into [0, 1]. Any callable of that form may
-stand in its place.
+Each schedule is a function of t in [0, 1], the share of training done, into [0, 1]. Any such callable can be used
+instead.
 """
 
 import math
 
 
 def cosine(t: float) -> float:
-    r""":math:`\gamma(t) = \sin^2(\pi t / 2)`, the paper's: from easy to hard, slow at both ends.
+    r""":math:`\gamma(t) = \sin^2(\pi t / 2)`, the paper's schedule, from easy to hard, slow at both ends.
 
     Example:
         >>> [round(cosine(t), 3) for t in (0.0, 0.25, 0.5, 1.0)]
@@ -18,7 +18,7 @@ def cosine(t: float) -> float:
 
 
 def reversed_cosine(t: float) -> float:
-    r""":math:`\gamma(t) = \cos^2(\pi t / 2)`: from hard to easy, the control that asks whether the order matters."""
+    r""":math:`\gamma(t) = \cos^2(\pi t / 2)`: from hard to easy, the control experiment for the order."""
     return math.cos(math.pi * t / 2) ** 2
 
 
@@ -33,5 +33,5 @@ def step(t: float) -> float:
 
 
 def constant(t: float) -> float:
-    r""":math:`\gamma(t) = 1`: no schedule. For ``balance="ramp"``: right and rectified then weigh the same."""
+    r""":math:`\gamma(t) = 1`: no schedule. With ``balance="ramp"`` right and rectified weigh the same."""
     return 1.0

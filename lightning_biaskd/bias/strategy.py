@@ -35,7 +35,7 @@ class BiasLoss(NamedTuple):
         rectified: the part of wrong samples, before the same weight.
         wrong_rate: share of samples on which the teacher is wrong.
         trust: (B,) the share of its weight that the distillation loss of each sample keeps after elimination, γ and
-            trust, detached; the mean over the methods of a sum. ``None`` of a strategy that weighs no sample.
+            trust, detached; the mean over the methods of a sum. ``None`` if the strategy weighs no samples.
     """
 
     total: Tensor
@@ -56,7 +56,7 @@ class BiasStrategy(nn.Module):
 
     * ``balance``: ``"complement"`` (paper) is :math:`(a, b) = (1 - \gamma, \gamma)`, ``"ramp"`` is :math:`(1, \gamma)`.
     * ``normalize``: ``"group"`` (paper) divides by the number of right and of wrong samples, ``"batch"`` divides both
-      by the size of the batch. Numbers count the global batch: under DDP they are summed over the ranks, so that
+      by the size of the batch. All three count the global batch: under DDP they are summed over the ranks, so that
       N processes train as one on the joined batch. Where a batch holds several views of an image, each counts as a
       sample, as the teacher may be right on one and wrong on another.
 
@@ -74,8 +74,8 @@ class BiasStrategy(nn.Module):
         space: ``"probs"`` or ``"logits"``, see :func:`~lightning_biaskd.bias.rectify_logits`.
         features: ``"drop"`` eliminates the wrong samples of methods that read features, ``"keep"`` keeps them, as if
             there were no strategy.
-        sync: sum the counts over the ranks, and let pairwise methods compare the samples of all; ``False`` leaves each
-            rank its own, which is not the same method.
+        sync: sum the counts over the ranks, and let pairwise methods compare the samples of all; with ``False``
+            each rank uses its own samples alone, which is not the same method.
         trust: multiplies the loss of each sample by the trust in the teacher on it, see
             :mod:`lightning_biaskd.bias.trust`: ``"student"``, ``"wsld"``, ``"bounded"``, or ``None`` for 1.
         refund: give the weight that the teacher loses on a sample back to its cross-entropy. With :math:`a_i` the share
@@ -128,7 +128,7 @@ class BiasStrategy(nn.Module):
             if value not in words:
                 raise UserError(f"unknown {name} {value!r}: choose {', '.join(map(str, words))}")
         if refund and normalize != "batch":
-            raise UserError("refund needs normalize='batch': a group's mean gives no sample a share of its own")
+            raise UserError("refund needs normalize='batch': with a group's mean, samples have no shares")
         check_revision(mode, space, eta, lift_right)
         self.mode: Mode = mode
         self.normalize = normalize
@@ -153,7 +153,7 @@ class BiasStrategy(nn.Module):
         Args:
             distiller: any method.
             student: the student's outputs.
-            teacher: the teacher's outputs as they are.
+            teacher: the teacher's outputs, not rectified.
             target: (B,) labels.
 
         Returns:

@@ -50,8 +50,8 @@ class AT(FeatureDistiller):
     so the weight suits images of 32x32.
 
     Args:
-        layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
+        layers: the student's layers, by name or by stage.
+        teacher_layers: the teacher's layers, in the same order; ``None`` for the same names.
         power: p, at least 1.
 
     Raises:

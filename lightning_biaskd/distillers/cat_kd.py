@@ -94,7 +94,7 @@ class CATKD(FeatureDistiller):
     ) -> None:
         if normalize and resolution == 1:
             raise UserError(
-                "CATKD teaches nothing by one cell of length 1: raise resolution, or set normalize to false"
+                "CATKD teaches nothing with one cell of length 1: raise resolution, or set normalize to false"
             )
         super().__init__(layer, teacher_layer)
         self.resolution = resolution
@@ -121,6 +121,6 @@ def _weight(outputs: Outputs) -> Tensor:
     if not isinstance(outputs.head, nn.Linear):
         raise UserError(
             f"CATKD needs the weights of a linear classifier, and got {type(outputs.head).__name__}: take a network "
-            "that ends in nn.Linear, run by FeatureTap(model, layers, embedding=True)"
+            "that ends in nn.Linear, and run FeatureTap(model, layers, embedding=True)"
         )
     return outputs.head.weight

@@ -25,7 +25,7 @@ def cc_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Ten
         (B,). The mean over the kept samples is the published loss of these samples alone.
 
     Example:
-        Differences 1, 2 and 3, so products 2 and 6; without the second sample, 3:
+        The differences are 1, 2 and 3, so the products are 2 and 6. Without the second sample, the product is 3:
 
         >>> s, t = torch.tensor([[1.0], [2.0], [3.0]]), torch.zeros(3, 1)
         >>> cc_loss(s, t)

@@ -22,9 +22,9 @@ def crd_loss(scores: Tensor, num_samples: int) -> Tensor:
     """Noise-contrastive estimation: telling each anchor's partner from random draws; see :class:`CRD`.
 
     Args:
-        scores: (B, 1 + K), positive: of the partner, then of K negatives. They are normalised so that the scores of
-            all samples add up to about 1.
-        num_samples: N, among which negatives are drawn.
+        scores: (B, 1 + K), positive: the partner's, then those of K negatives. They are normalised so that the
+            scores of all samples add up to about 1.
+        num_samples: N, the number of samples among which negatives are drawn.
 
     Returns:
         (B,)
@@ -45,10 +45,10 @@ def draw_negatives(labels: Tensor, target: Tensor, seed: Tensor, count: int) -> 
         labels: (N,) of all samples; -1 for unknown, which counts as another class.
         target: (B,) labels of the anchors.
         seed: (B,) int64; the draws of each anchor are a function of it.
-        count: K, how many are drawn for each sample.
+        count: K, the number of draws for each anchor.
 
     Returns:
-        (B, K) int64. A sample's own class is drawn only where there is no other.
+        (B, K) int64. An anchor's own class is drawn only if there is no other.
 
     Example:
         >>> labels, target = torch.tensor([0, 1, 0, 2]), torch.tensor([0, 2])
@@ -97,14 +97,14 @@ class CRD(FeatureDistiller):
       anchor's class, but its vector is still random.
 
     Args:
-        dim: of the common space.
-        negatives: K, how many are drawn for each sample.
+        dim: the dimension of the common space.
+        negatives: K, the number of negatives for each sample.
         temperature: τ.
         momentum: μ.
 
     Raises:
         UserError: no negatives, a temperature that is not positive, or a momentum outside [0, 1); when called before
-            ``build``, without embeddings or without the images' numbers; in ``build``, without the number of images.
+            ``build``, without embeddings or without the images' indices; in ``build``, without the number of images.
     """
 
     needs = Needs(embedding=True, index=True)
@@ -146,7 +146,7 @@ class CRD(FeatureDistiller):
         labels = torch.full((num_samples,), -1, device=own.device)
         self.register_parameter("labels", nn.Parameter(labels, requires_grad=False))
         self.register_buffer("normalizers", own.new_zeros(2))  # of student and teacher, 0 until they are set
-        self.register_buffer("step", torch.randint(2**62, (), device=own.device))  # so that seeds draw differently
+        self.register_buffer("step", torch.randint(2**62, (), device=own.device))  # so that draws differ between seeds
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         maps = require_built(self.connectors)
@@ -177,21 +177,21 @@ class CRD(FeatureDistiller):
         return torch.where(kept, losses[0] + losses[1], 0)
 
     def _normalizers(self, mean_scores: Tensor, kept: Tensor) -> Tensor:
-        """Z of student and teacher: as set, or else of this batch; 0 if it has no kept sample."""
+        """Z of student and teacher: as stored, otherwise computed from this batch; 0 if it has no kept sample."""
         mean = (mean_scores * kept).sum(0) / kept.sum(0).clamp_min(1)
         return self.normalizers.where(self.normalizers > 0, mean * len(self.labels)).to(mean_scores.dtype)
 
     def _remember(self, anchors: tuple[Tensor, ...], facts: Tensor) -> None:
         """Updates the memories with a batch of all ranks."""
-        sample, target, kept = facts.unbind(1)
+        index, target, kept = facts.unbind(1)
         places = kept * torch.arange(1, len(kept) + 1, device=kept.device)
-        last = torch.zeros_like(self.labels).scatter_reduce(0, sample, places, "amax")[sample]  # 0: all are dropped
+        last = torch.zeros_like(self.labels).scatter_reduce(0, index, places, "amax")[index]  # 0: all are dropped
         row, known = (last - 1).clamp_min(0), last > 0
         for memory, v in zip((self.student_memory, self.teacher_memory), anchors, strict=True):
-            old = memory[sample]
+            old = memory[index]
             new = unit(self.momentum * old.to(v.dtype) + (1 - self.momentum) * v[row])
-            memory.index_copy_(0, sample, torch.where(known.unsqueeze(1), new.to(old.dtype), old))
-        self.labels.index_copy_(0, sample, torch.where(known, target[row], self.labels[sample]))
+            memory.index_copy_(0, index, torch.where(known.unsqueeze(1), new.to(old.dtype), old))
+        self.labels.index_copy_(0, index, torch.where(known, target[row], self.labels[index]))
 
     def extra_repr(self) -> str:
         return (

@@ -69,7 +69,7 @@ class CTKD(Distiller):
 
     The defaults are those of the authors' code (zhengli97/CTKD): :math:`\tau_0` 1, r 20, θ 1 at first (so τ begins at
     15.6), E 10 epochs, cross-entropy at weight 0.1 and this loss at 0.9. θ is learned by the student's optimizer, with
-    its weight decay, as there. A wrong teacher is rectified at the τ of the moment, without gradient.
+    its weight decay, as there. A wrong teacher is rectified at the current τ, without gradient.
 
     Args:
         start: :math:`\tau_0`, the lowest temperature.
@@ -97,7 +97,7 @@ class CTKD(Distiller):
     def __init__(self, start: float = 1.0, span: float = 20.0, loops: int = 10) -> None:
         super().__init__(start)
         if span < 0 or loops < 1:
-            raise UserError(f"span must not be negative and loops be at least 1, got {span} and {loops}")
+            raise UserError(f"span must not be negative and loops must be at least 1, got {span} and {loops}")
         self.start = start
         self.span = span
         self.loops = loops
@@ -105,8 +105,8 @@ class CTKD(Distiller):
         self.register_buffer("strength", torch.tensor(1.0), persistent=False)
 
     @property
-    def temperature(self) -> Tensor:  # type: ignore[override]  # learned: a tensor, where others have a number
-        """τ as it stands, without gradient."""
+    def temperature(self) -> Tensor:  # type: ignore[override]  # learned, so a tensor
+        """The current τ, without gradient."""
         return self._temperature(self.theta.detach())
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -70,7 +70,7 @@ class DKD(Distiller):
         self.alpha = alpha
         self.beta = beta
         if alpha == 0:
-            self.least_classes = 3  # one class beside the label has nothing to compare
+            self.least_classes = 3  # with one class besides the label there is nothing to compare
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         return dkd_loss(student.logits, teacher.logits, target, self.alpha, self.beta, self.temperature)

@@ -1,4 +1,4 @@
-"""Hints."""
+"""Hint-based training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: (B, …).
-        teacher: of the same shape.
+        teacher: the same shape.
 
     Returns:
         (B,)
@@ -42,14 +42,14 @@ class FitNet(FeatureDistiller):
     hint alone.
 
     In training, BatchNorm normalises the *student's* feature with the mean and variance of all samples of the batch,
-    also of dropped ones, as the student itself does. Nothing of the teacher passes through it.
+    also of dropped ones, as the student itself does. The teacher's features do not pass through it.
 
     Args:
-        layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
+        layers: the student's layers, by name or by stage.
+        teacher_layers: the teacher's layers, in the same order; ``None`` for the same names.
 
     Raises:
-        UserError: if called before ``build``, or on features that are not maps.
+        UserError: when called before ``build``, or on features that are not maps.
     """
 
     def __init__(

@@ -64,14 +64,14 @@ def kdsvd_loss(students: Sequence[Tensor], teachers: Sequence[Tensor], k: int, v
     Args:
         students: (B, D, H, W) each, or tokens (B, N, D), at least two.
         teachers: the same, for the teacher.
-        k: how many singular vectors of the teacher's.
-        vectors: what they run over.
+        k: the number of the teacher's singular vectors to match.
+        vectors: what they run over, ``"columns"`` or ``"channels"``.
 
     Returns:
         (B,)
 
     Raises:
-        UserError: different channels, and vectors over these.
+        UserError: the vectors run over channels, and the features differ in their number.
 
     Example:
         The teacher's columns are equal in both layers, the student's only in the first:
@@ -123,21 +123,21 @@ class KDSVD(FeatureDistiller):
     device.
 
     Unrolled by ``"columns"``, vectors run over the columns of a map, as in mdistiller's code: networks of any widths
-    can be compared. By ``"channels"``, as in the authors' code and in RepDistiller's, they run over its channels, of
-    which student and teacher then need equally many, and there is one such matrix for each sample that is as large as
-    their number squared.
+    can be compared. By ``"channels"``, as in the authors' code and in RepDistiller's, they run over its channels.
+    Student and teacher then need the same number of channels, and each sample has a Gram matrix with as many rows and
+    columns.
 
     K and the loss's weight of 1 with cross-entropy at 1 are mdistiller's, layers (the three stages) those of both.
 
     Args:
-        layers: of the student, by name or by stage, two at least.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
-        k: K, how many singular vectors.
+        layers: the student's layers, by name or by stage, at least two.
+        teacher_layers: the teacher's layers, in the same order; ``None`` for the same names.
+        k: K, the number of singular vectors.
         vectors: what they run over, ``"columns"`` or ``"channels"``.
 
     Raises:
-        UserError: fewer than two layers, ``k`` below 1, or unknown ``vectors``; when called, features that are no maps,
-            or vectors over channels that differ in number.
+        UserError: fewer than two layers, ``k`` below 1, or unknown ``vectors``; when called, features that are not
+            maps, or vectors over channels that differ in number.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class KDSVD(FeatureDistiller):
     ) -> None:
         super().__init__(layers, teacher_layers)
         if len(self.needs.layers) < 2:
-            raise UserError(f"KDSVD compares layers with each other: name two at least, not {self.needs.layers}")
+            raise UserError(f"KDSVD compares layers with each other: name at least two, not {self.needs.layers}")
         if k < 1:
             raise UserError(f"k must be at least 1, got {k}")
         if vectors not in get_args(Vectors):
@@ -160,7 +160,7 @@ class KDSVD(FeatureDistiller):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         students, teachers = zip(*(same_size(s, t) for s, t in self.pairs(student, teacher)), strict=True)
         if all(_matrix(x, self.vectors).shape[2] == 1 for x in students):
-            raise UserError("KDSVD teaches nothing by vectors of one number: name layers with larger maps")
+            raise UserError("KDSVD teaches nothing with vectors of one number: name layers with larger maps")
         return kdsvd_loss(students, teachers, self.k, self.vectors)
 
     def extra_repr(self) -> str:

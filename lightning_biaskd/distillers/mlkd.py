@@ -28,7 +28,7 @@ def mlkd_loss(
     Args:
         student_logits: (B, C).
         teacher_logits: (B, C).
-        temperatures: τ, several.
+        temperatures: the values of τ.
         instance_weight: weight of the instance level.
         batch_weight: weight of the batch level.
         class_weight: weight of the class level.
@@ -91,7 +91,7 @@ class MLKD(Distiller):
       not reproduced.
 
     Args:
-        temperatures: τ, several; a wrong teacher is rectified at their mean, 4 by default.
+        temperatures: the values of τ; a wrong teacher is rectified at their mean, 4 by default.
         instance_weight: weight of the instance level; a list gives each view its own.
         batch_weight: weight of the batch level, a number or a list.
         class_weight: weight of the class level, a number or a list.

@@ -60,11 +60,11 @@ class NST(FeatureDistiller):
     mdistiller.
 
     Args:
-        layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
+        layers: the student's layers, by name or by stage.
+        teacher_layers: the teacher's layers, in the same order; ``None`` for the same names.
 
     Raises:
-        UserError: if called on features that are not maps.
+        UserError: when called on features that are not maps.
     """
 
     def __init__(

@@ -61,21 +61,21 @@ class OFD(FeatureDistiller):
     where a position counts if :math:`F^T > 0` or if the student is above its target. :math:`r_l` is
     learned: a 1x1 convolution and BatchNorm. The teacher's map is averaged to the size of the student's.
 
-    :math:`m_c` is the expected negative response. The authors compute it from the BatchNorm before the activation, of
-    which it takes the outputs for Gaussian; here it is the mean of the negative responses to the images of the
-    rehearsal (at most 64 of a fit), which any network has, and it is saved in the checkpoint. Given the margins, the
-    loss is that of the authors' code (clovaai/overhaul-distillation) and of mdistiller, from which layers (the three
-    stages) and the loss's weight of 0.001 with cross-entropy at 1 are; on ImageNet it is 0.0001.
+    :math:`m_c` is the expected negative response. The authors compute it from the BatchNorm before the activation and
+    assume Gaussian outputs. Here it is the mean of the negative responses to the images of the rehearsal (at most 64 in
+    a fit), which works with any network, and it is saved in the checkpoint. Given the margins, the loss is that of the
+    authors' code (clovaai/overhaul-distillation) and of mdistiller. Layers (the three stages) and the loss's weight of
+    0.001 with cross-entropy at 1 are also theirs; on ImageNet it is 0.0001.
 
     In training, BatchNorm takes its statistics from all samples of the process, unless the Trainer has
     ``sync_batchnorm=True``. Only the student's features pass through it.
 
     Args:
-        layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
+        layers: the student's layers, by name or by stage.
+        teacher_layers: the teacher's layers, in the same order; ``None`` for the same names.
 
     Raises:
-        UserError: if called before ``build``, or on features that are not maps.
+        UserError: when called before ``build``, or on features that are not maps.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ def review_kd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: (B, D, H, W).
-        teacher: of the same shape.
+        teacher: the same shape.
 
     Returns:
         (B,)
@@ -54,13 +54,13 @@ class ReviewKD(FeatureDistiller):
         \ell_i = \sum_l \mathrm{HCL}\big(\mathrm{conv}(u_l), F^T_l\big)
 
     over the layers and, at the deepest level, the embedding. :math:`u_l` is resized to the teacher's feature by nearest
-    neighbours; HCL is the mean squared difference of the maps, plus half of that of their averages over a 4x4
-    grid, a quarter over 2x2 and an eighth over one cell, of those that are coarser than the map, over the sum of the
-    weights.
+    neighbours. HCL is a weighted mean of the mean squared differences of the maps and of their averages over 4x4,
+    2x2 and 1x1 grids, as far as these are coarser than the map. The first weight is 1 and each next one half of the one
+    before.
 
-    As in the authors' code (dvlab-research/ReviewKD) and mdistiller, the teacher's features are those before the
-    activation, where a layer ends in one, the fused features have as many channels as the student's embedding, 512 at
-    most, and the weight grows over 20 epochs: from 1/20, as mdistiller counts them from 1; from 0 in the authors'.
+    As in the authors' code (dvlab-research/ReviewKD) and mdistiller, the teacher's features are taken before the
+    activation if a layer ends in one. The fused features have as many channels as the student's embedding, at most 512.
+    The weight grows over 20 epochs, from 1/20 as in mdistiller, which counts them from 1; in the authors' code from 0.
     With cross-entropy at 1, the weight is tuned to the pair: 5 for resnet32x4→resnet8x4; 0.6 to 8 elsewhere. On
     ImageNet (resnet34→18: weight 1) the layers are (-4, -3, -2, -1), the student's taken before the activation too,
     and there is no warm-up in the authors' code.
@@ -69,15 +69,15 @@ class ReviewKD(FeatureDistiller):
     ``sync_batchnorm=True``. Only the student's features pass through it.
 
     Args:
-        layers: of the student, by name or by stage, from the first to the deepest.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same names. Each is taken before the
+        layers: the student's layers, by name or by stage, from the first to the deepest.
+        teacher_layers: the teacher's layers, in the same order; ``None`` for the same names. Each is taken before the
             activation.
         preactivation: take the student's before the activation too.
-        max_channels: of the fused features.
+        max_channels: the largest number of channels of the fused features.
         warmup_epochs: the weight grows linearly from ``1 / warmup_epochs`` in the first epoch to 1.
 
     Raises:
-        UserError: if called before ``build``, or on features that are not maps.
+        UserError: when called before ``build``, or on features that are not maps.
     """
 
     needs = Needs(embedding=True)

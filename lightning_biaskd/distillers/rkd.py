@@ -12,7 +12,10 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
 def _relations(x: Tensor, pairs: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances (B, B) over their mean, and cosines (B, B, B) of the angles at the first of three; 0 where not kept."""
+    """Distances (B, B) divided by their mean, and cosines (B, B, B) of the angles at the first of three.
+
+    Both are 0 where a sample is not kept.
+    """
     gaps = torch.where(pairs.unsqueeze(2), x.unsqueeze(0) - x.unsqueeze(1), 0)
     distances, directions = gaps.norm(dim=2), unit(gaps, dim=2)
     mean = distances.sum() / (count * (count - 1)).clamp_min(1)
@@ -31,8 +34,8 @@ def rkd_loss(
     Args:
         student: (B, D).
         teacher: (B, D), of any other D.
-        distance_weight: of the distances.
-        angle_weight: of the angles.
+        distance_weight: weight of the distances.
+        angle_weight: weight of the angles.
         keep: (B,) bool, the samples that count; ``None`` for all. The others get loss 0.
 
     Returns:
@@ -53,7 +56,7 @@ def rkd_loss(
     distance_t, angle_t = _relations(at_least_float32(teacher), pairs, count)
     distance = F.smooth_l1_loss(distance_s, distance_t, reduction="none").sum(1)
     angles = F.smooth_l1_loss(angle_s, angle_t, reduction="none")
-    angle = (angles.sum((1, 2)) + 2 * angles.sum((0, 2))) / 3  # both ends are equal
+    angle = (angles.sum((1, 2)) + 2 * angles.sum((0, 2))) / 3  # the two ends are symmetric
     size = count.clamp_min(1)
     return distance_weight * distance / size + angle_weight * angle / size**2
 
@@ -74,8 +77,8 @@ class RKD(FeatureDistiller):
     The weights are those of RepDistiller and mdistiller, where the loss has weight 1 with cross-entropy at 1.
 
     Args:
-        distance_weight: :math:`w_d`.
-        angle_weight: :math:`w_a`.
+        distance_weight: :math:`w_d`, of the distances.
+        angle_weight: :math:`w_a`, of the angles.
     """
 
     needs = Needs(embedding=True, pairwise=True)

@@ -103,7 +103,7 @@ class RLD(Distiller):
         self.beta = beta
         self.confidence_temperature = confidence_temperature
         if alpha == 0:
-            self.least_classes = 3  # one class below the label has nothing to correlate
+            self.least_classes = 3  # with one class below the label there is nothing to correlate
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         return rld_loss(

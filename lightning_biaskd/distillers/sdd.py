@@ -70,8 +70,8 @@ class SDD(Wrapper):
         complementary_weight: w of complementary cells.
 
     Raises:
-        UserError: the inner method reads features, or the scales don't begin with 1; when called, no map (B, D, H, W),
-            no classifier, or one that does not read the map's average.
+        UserError: the inner method reads features, or the scales don't begin with 1; when called, the outputs contain
+            no map (B, D, H, W) or no classifier; in ``build``, the classifier does not read the map's average.
 
     Example:
         The teacher is right on the image and wrong on one of its quarters, which counts twice:

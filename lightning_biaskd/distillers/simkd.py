@@ -50,10 +50,10 @@ class SimKD(FeatureDistiller):
 
     :math:`z^S` are the student's logits everywhere: in validation, test and prediction, in cross-entropy, and for other
     methods in the same sum. Its own classifier is not used and is frozen. ``module.deployed()`` of the
-    :class:`~lightning_biaskd.DistillationModule` is the network to deploy: a copy of the student in which the projector
-    follows the last map and the teacher's classifier stands. ``module.student``, and the weights that
-    :func:`~lightning_biaskd.load_weights` takes from a checkpoint, are those of the student without them. Projector and
-    classifier are in the checkpoint with it.
+    :class:`~lightning_biaskd.DistillationModule` is the network to deploy: a copy of the student with the projector
+    after the last map, and the teacher's classifier. ``module.student``, and the weights that
+    :func:`~lightning_biaskd.load_weights` takes from a checkpoint, contain neither of the two. The checkpoint contains
+    both.
 
     The defaults are those of the authors' code (DefangChen/SimKD): factor 2, the loss's weight 1, and cross-entropy at
     0. The projector ends in ReLU, so it cannot match a teacher whose last map has many negative values.
@@ -67,8 +67,8 @@ class SimKD(FeatureDistiller):
         factor: how much narrower than the teacher's map the projector is inside.
 
     Raises:
-        UserError: a factor below 1; when called before ``build``; a feature that is no map, or whose average the
-            classifier doesn't read; a classifier that is no module.
+        UserError: a factor below 1; when called before ``build``; a feature that is not a map, or whose average the
+            classifier doesn't read; a classifier that is not a module.
     """
 
     needs = Needs(embedding=True)
@@ -85,7 +85,7 @@ class SimKD(FeatureDistiller):
         ((s, t),) = self.pairs(student, teacher)
         for outputs, feature, (layer,) in ((student, s, self.needs.layers), (teacher, t, self.needs.teacher_layers)):
             if feature.ndim != 4:
-                raise UserError(f"SimKD needs a map (B, D, H, W), and layer {layer!r} gives {tuple(feature.shape)}")
+                raise UserError(f"SimKD needs a map (B, D, H, W), but layer {layer!r} gives {tuple(feature.shape)}")
             check_average("SimKD", outputs, layer)
         _module(student).requires_grad_(False)
         classifier = untapped(_module(teacher)).requires_grad_(False).train()
@@ -129,6 +129,6 @@ def _module(outputs: Outputs) -> nn.Module:
     if not isinstance(outputs.head, nn.Module):
         raise UserError(
             "SimKD exchanges classifiers, so both must be modules: let the network's last layer give the logits, and "
-            "run it by FeatureTap(model, layers, embedding=True)"
+            "run FeatureTap(model, layers, embedding=True)"
         )
     return outputs.head

@@ -28,9 +28,9 @@ def sld_loss(
         student_logits: (B, C).
         teacher_logits: (B, C).
         target: (B,) labels.
-        temperatures: τ, several.
+        temperatures: the values of τ.
         pseudo: weight of the swapped student.
-        detach: whether the swapped student is without gradient.
+        detach: let no gradient flow through the swapped student.
 
     Returns:
         (B,)
@@ -67,9 +67,10 @@ class SLD(Distiller):
 
     Temperatures, epoch and weights (0.1 for cross-entropy, 0.9 here) are those of the authors' code
     (StephenEkaputra/Swapped-Logit-Distillation). That code sums the loss of a weakly and of a strongly augmented view.
-    With ``strong_view=True`` of our data both are in the batch, whose mean is their average: so its weights are doubled
-    here, 0.2 for cross-entropy too and 1.8, as in ``configs/method/sld_two_views.yaml``. It also lets gradient flow
-    through the swapped student, which ``detach=False`` reproduces: the loss is the same, its gradient is not.
+    With ``strong_view=True`` of our data both are in the batch, whose mean is their average. The weights are therefore
+    doubled here, to 0.2 for cross-entropy and 1.8, as in ``configs/method/sld_two_views.yaml``. That code also lets
+    gradient flow through the swapped student, which ``detach=False`` reproduces: the loss is the same, its gradient is
+    not.
 
     SLD corrects the teacher itself: its first half is rectification by ``swap``. The published method is ``bias=None``.
     Inside :class:`~lightning_biaskd.bias.BiasStrategy` use ``mode="none"``, which only weighs right and wrong samples
@@ -77,10 +78,10 @@ class SLD(Distiller):
     nothing to swap and their correction replaces its own.
 
     Args:
-        temperatures: τ, several, their losses summed; a wrong teacher, where it is rectified, is rectified at their
-            mean.
-        pseudo_epochs: epochs before the swapped student is used. Before the first call of ``set_epoch`` it is used.
-        detach: whether the swapped student is without gradient.
+        temperatures: the values of τ, whose losses are summed. If a wrong teacher is rectified, it is rectified at
+            their mean.
+        pseudo_epochs: number of epochs without the swapped student. Until ``set_epoch`` is called, it is used.
+        detach: let no gradient flow through the swapped student.
 
     Attributes:
         pseudo: buffer, weight of the swapped student, 0 or 1.

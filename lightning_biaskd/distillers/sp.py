@@ -45,8 +45,8 @@ def sp_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Ten
 class SP(FeatureDistiller):
     r"""Tung, Mori, *Similarity-Preserving Knowledge Distillation*, ICCV 2019, arXiv 1907.09682.
 
-    With :math:`G = F F^\top` (B, B) for the features (B, D) of a layer, and :math:`\tilde G` that with each row scaled
-    to length 1,
+    With :math:`G = F F^\top` (B, B) for the features (B, D) of a layer, and :math:`\tilde G` the same with each row
+    scaled to length 1,
 
     .. math:: L = \sum_l \frac{1}{B^2} \big\|\tilde G^T_l - \tilde G^S_l\big\|_F^2
 
@@ -57,8 +57,8 @@ class SP(FeatureDistiller):
     which the authors verified, and mdistiller. (torchdistill scales each row to a sum of 1 instead.)
 
     Args:
-        layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
+        layers: the student's layers, by name or by stage.
+        teacher_layers: the teacher's layers, in the same order; ``None`` for the same names.
     """
 
     needs = Needs(pairwise=True)

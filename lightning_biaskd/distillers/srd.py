@@ -65,7 +65,7 @@ class SRD(FeatureDistiller):
         exponent: p, of the differences.
 
     Raises:
-        UserError: an exponent below 1; called before ``build`` or without embeddings.
+        UserError: an exponent below 1; when called before ``build`` or without embeddings.
     """
 
     needs = Needs(embedding=True, pairwise=True)

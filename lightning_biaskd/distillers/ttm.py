@@ -54,7 +54,7 @@ class TTM(Distiller):
         \ell_i = \mathrm{KL}\big(p^{T,\gamma}_i \,\|\, p^S_i\big), \qquad
         p^{T,\gamma}_{ic} = \frac{(p^T_{ic})^\gamma}{\sum_k (p^T_{ik})^\gamma} = \mathrm{softmax}(\gamma z^T_i)_c
 
-    Only the teacher is softened, at temperature :math:`1/\gamma`, where it is rectified too; the student stays at 1,
+    Only the teacher is softened, at temperature :math:`1/\gamma`, and it is rectified there; the student stays at 1,
     and there is no squared temperature. The loss is not zero at the teacher. The default is the example in the authors'
     README (zkxufo/TTM, vgg13→vgg8), with weight 45 and cross-entropy at 1; the paper tunes both to each pair.
 
@@ -81,7 +81,7 @@ class WTTM(TTM):
     .. math:: \ell_i = \Big(\sum_c (p^T_{ic})^\gamma\Big)\, \mathrm{KL}\big(p^{T,\gamma}_i \,\|\, p^S_i\big)
 
     The power sum is 1 for a one-hot output and :math:`C^{1 - \gamma}` for a uniform one: smooth outputs count more. The
-    default is the example in the authors' README, where WTTM at weight 4 joins CRD.
+    default is the example in the authors' README, where WTTM at weight 4 is added to CRD.
 
     Args:
         exponent: γ of the power transform.

@@ -69,11 +69,11 @@ class VID(FeatureDistiller):
     The larger of two maps is averaged to the size of the smaller. Losses may be negative.
 
     Layers (the three stages), the Gaussian, its first variance and the loss's weight of 1 with cross-entropy at 1
-    are those of RepDistiller; mdistiller has the same and leaves the variances untrained.
+    are those of RepDistiller; mdistiller has the same but does not train the variances.
 
     Args:
-        layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same names.
+        layers: the student's layers, by name or by stage.
+        teacher_layers: the teacher's layers, in the same order; ``None`` for the same names.
         variance: initial σ².
 
     Raises:

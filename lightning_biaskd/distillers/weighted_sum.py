@@ -1,4 +1,4 @@
-"""Several methods at once."""
+"""A weighted sum of methods."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class WeightedSum(Distiller):
         parts: methods with their weights.
 
     Raises:
-        UserError: no parts.
+        UserError: there are no parts.
 
     Example:
         >>> from lightning_biaskd.distillers import DIST, KD

@@ -16,14 +16,14 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.networks.weights import read
 
 _FLOOR = 1e-8
-"""The authors' code adds it to every cost, so that no transport is free."""
+"""Added to every cost, as in the authors' code, so that no transport is free."""
 
 
 def class_distances(prototypes: Tensor) -> Tensor:
     r"""One minus the cosine similarity of every two classes.
 
-    Of the rows of the teacher's classifier, this is the cost that the authors' code names ``fc``. (Its results use one
-    minus the CKA of the classes' features instead, which it brings as files.)
+    For the rows of the teacher's classifier, this is the cost named ``fc`` in the authors' code. (Their results use one
+    minus the CKA of the classes' features instead, which their code ships as files.)
 
     Args:
         prototypes: (C, D), one row for each class.
@@ -70,7 +70,7 @@ def transport_cost(
         used: (B, C) bool, the classes that take part; each row's probabilities add up to 1 over them.
         cost: (C, C), symmetric, at least 0.
         epsilon: weight of the entropy.
-        iterations: of Sinkhorn's algorithm, which ends with the student's marginal.
+        iterations: number of iterations of Sinkhorn's algorithm, which ends with the student's marginal.
 
     Returns:
         (B,)
@@ -118,17 +118,17 @@ def wkd_loss(
         teacher_logits: (B, C).
         target: (B,) labels.
         distances: (C, C), one minus the similarity of the classes; ``None`` for equal distances.
-        weight: of the transport.
+        weight: weight of the transport.
         temperature: τ, of the transport.
         sharpness: κ.
         epsilon: weight of the entropy.
-        iterations: of Sinkhorn's algorithm.
+        iterations: number of iterations of Sinkhorn's algorithm.
 
     Returns:
         (B,)
 
     Raises:
-        UserError: ``distances`` has another number of classes.
+        UserError: ``distances`` does not fit the number of classes.
 
     Example:
         With equal distances, two non-target classes and the transport alone: 0.4621 of the mass moves at cost 0.6321.
@@ -179,8 +179,8 @@ class WKD(Distiller):
     :math:`1 - \mathrm{IR}`. The authors' are one minus the linear CKA between classes; their files
     (``wkd_cost_matrix`` in JiamingLv/WKD) can be given as they are. Their code's other choice is
     ``class_distances(teacher.fc.weight)``. **Without distances** all classes are equally far apart, and the transport
-    is, but for the entropy, :math:`1 - e^{-\kappa}` times the total variation: a baseline without interrelations, not
-    the paper's method.
+    is, apart from the entropy, :math:`1 - e^{-\kappa}` times the total variation: a baseline without interrelations,
+    not the paper's method.
 
     The defaults are the authors' for resnet32x4→resnet8x4 on CIFAR-100, with cross-entropy at weight 1. w and τ are
     tuned to the pair (200 and 6 for wrn_40_2→ShuffleNetV1; 30 and 2 for resnet34→18 on ImageNet). w falls by a cosine
@@ -191,18 +191,18 @@ class WKD(Distiller):
         distances: (C, C) as a tensor or as rows of numbers, or a file that holds it (``.safetensors`` with one tensor,
             or what ``torch.save`` wrote); ``None`` for equal distances.
         weight: w, of the transport.
-        temperature: τ, of the transport; a wrong teacher is rectified at the same.
+        temperature: τ, of the transport; a wrong teacher is rectified at the same τ.
         sharpness: κ.
-        epsilon: ε. Costs are below 1, so less than 0.0125 leaves float32.
-        iterations: of Sinkhorn's algorithm.
+        epsilon: ε, at least 0.0125. Costs are below 1; smaller values risk underflow in float32.
+        iterations: number of iterations of Sinkhorn's algorithm.
         decay_start: epochs after which w falls.
         decay_end: epoch in which w reaches 0; at or before ``decay_start`` for a constant w.
 
     Attributes:
-        decay: buffer, the factor on w; 1 until :meth:`Distiller.set_epoch` says otherwise.
+        decay: buffer, the factor on w; 1 until :meth:`Distiller.set_epoch` is called.
 
     Raises:
-        UserError: ``distances`` is not a finite square matrix, or ``epsilon`` or ``iterations`` too small.
+        UserError: ``distances`` is not a finite square matrix, or ``epsilon`` or ``iterations`` is too small.
     """
 
     decay: Tensor

@@ -25,7 +25,7 @@ def moments(feature: Tensor, grid: int) -> tuple[Tensor, Tensor]:
         grid: cells per side.
 
     Returns:
-        (B, D, grid²) both.
+        Both are (B, D, grid²).
 
     Example:
         >>> mean, deviation = moments(torch.tensor([1.0, 3.0, 2.0, 4.0]).view(1, 1, 2, 2), 1)
@@ -51,14 +51,14 @@ def wkd_feature_loss(student: Tensor, teacher: Tensor, mean_weight: float, grid:
     Args:
         student: (B, D, H, W).
         teacher: (B, D, H', W').
-        mean_weight: of the means, where that of the standard deviations is 1.
+        mean_weight: weight of the means; that of the standard deviations is 1.
         grid: cells per side.
 
     Returns:
         (B,)
 
     Example:
-        Means 2.5 apart, standard deviations 1.291:
+        The means differ by 2.5, the standard deviations by 1.291:
 
         >>> student, teacher = torch.zeros(1, 1, 2, 2), torch.tensor([1.0, 3.0, 2.0, 4.0]).view(1, 1, 2, 2)
         >>> wkd_feature_loss(student, teacher, mean_weight=1.0, grid=1)
@@ -93,15 +93,15 @@ class WKDFeature(FeatureDistiller):
     ``sync_batchnorm=True``. Only the student's features pass through it.
 
     Args:
-        layer: of the student, by name or by stage.
-        teacher_layer: of the teacher; ``None`` for the same.
+        layer: the student's layer, by name or by stage.
+        teacher_layer: the teacher's layer; ``None`` for the same name.
         mean_weight: w, of the means.
         grid: g, cells per side.
         decay_start: epochs after which the weight falls.
         decay_end: epoch in which the weight reaches 0; at or before ``decay_start`` for a constant weight.
 
     Attributes:
-        decay: buffer, the factor on the loss; 1 until :meth:`Distiller.set_epoch` says otherwise.
+        decay: buffer, the factor on the loss; 1 until :meth:`Distiller.set_epoch` is called.
 
     Raises:
         UserError: ``grid`` is below 1; when called before ``build``, or on features that are not maps.

@@ -22,7 +22,7 @@ def layer_names(layers: Layer | Sequence[Layer], preactivation: bool = False) ->
     """Layers as :class:`~lightning_biaskd.FeatureTap` names them.
 
     Args:
-        layers: one or several.
+        layers: one layer or several.
         preactivation: take each before the activation at its end.
 
     Example:
@@ -37,8 +37,8 @@ class FeatureDistiller(Distiller):
     """Base of the methods that compare features. A feature cannot be corrected, so their wrong samples are dropped.
 
     Args:
-        layers: of the student, by name or by stage.
-        teacher_layers: of the teacher, in the same order; ``None`` for the same as the student's.
+        layers: the student's layers, by name or by stage.
+        teacher_layers: the teacher's layers, in the same order; ``None`` for the same as the student's.
         preactivation: compare before the activation at a layer's end.
         warmup_epochs: the weight grows linearly from ``1 / warmup_epochs`` in the first epoch to 1.
 
@@ -60,7 +60,9 @@ class FeatureDistiller(Distiller):
         own = layer_names(layers, preactivation)
         others = own if teacher_layers is None else layer_names(teacher_layers, preactivation)
         if len(own) != len(others):
-            raise UserError(f"{len(own)} layers of the student need as many of the teacher's: name them both")
+            raise UserError(
+                f"{len(own)} layers of the student need as many of the teacher, not {len(others)}: name both"
+            )
         self.needs = replace(self.needs, layers=own, teacher_layers=others)
 
     def pairs(self, student: Outputs, teacher: Outputs) -> Iterator[tuple[Tensor, Tensor]]:
@@ -83,8 +85,8 @@ def feature_of(outputs: Outputs, layer: str, whose: str) -> Tensor:
     """The feature of one layer, in float32 at least.
 
     Args:
-        outputs: of one network.
-        layer: its name.
+        outputs: the outputs of one network.
+        layer: the layer's name.
         whose: ``"student"`` or ``"teacher"``, for the error message.
 
     Raises:
@@ -92,7 +94,7 @@ def feature_of(outputs: Outputs, layer: str, whose: str) -> Tensor:
     """
     if layer not in outputs.features:
         raise UserError(
-            f"the {whose}'s outputs contain no feature {layer!r}: run the network by FeatureTap(model, "
+            f"the {whose}'s outputs contain no feature {layer!r}: run FeatureTap(model, "
             "method.needs.layers), or FrozenTeacher(model, layers=method.needs.teacher_layers)"
         )
     return at_least_float32(outputs.features[layer])
@@ -106,7 +108,7 @@ def embeddings(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
     """
     if student.embedding is None or teacher.embedding is None:
         raise UserError(
-            "the outputs contain no embedding: run the networks by FeatureTap(model, embedding=True) and "
+            "the outputs contain no embedding: run FeatureTap(model, embedding=True) and "
             "FrozenTeacher(model, embedding=True)"
         )
     return at_least_float32(student.embedding.flatten(1)), at_least_float32(teacher.embedding.flatten(1))
@@ -116,7 +118,7 @@ def check_average(method: str, outputs: Outputs, layer: str) -> None:
     """Checks that the classifier reads the average of a map (B, D, H, W), if the outputs contain the embedding.
 
     Raises:
-        UserError: it does not.
+        UserError: the classifier does not read the average.
     """
     if outputs.embedding is None:
         return
@@ -132,14 +134,14 @@ def check_positions(method: str, *maps: Tensor) -> None:
     """Refuses maps (B, D, H, W) that all have one position, in a method that compares the positions of a map.
 
     Raises:
-        UserError: they have.
+        UserError: every map has one position.
     """
     if all(x.shape[2:].numel() == 1 for x in maps):
-        raise UserError(f"{method} teaches nothing by maps of one position: name layers with larger maps")
+        raise UserError(f"{method} teaches nothing with maps of one position: name layers with larger maps")
 
 
 def as_map(feature: Tensor) -> Tensor:
-    """A feature as a map (B, D, H, W). Tokens (B, N, D) are arranged in a square; class tokens before it are left out.
+    """A feature as a map (B, D, H, W). Tokens (B, N, D) are arranged in a square, without class tokens before them.
 
     Raises:
         UserError: the feature has other dimensions, or its tokens do not fill a square.
@@ -195,7 +197,7 @@ def full_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pairs_kept(x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The pairs of samples that count: both are kept.
+    """The pairs in which both samples are kept.
 
     Args:
         x: (B, …), for the batch size and the device.

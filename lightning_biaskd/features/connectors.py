@@ -22,7 +22,7 @@ class Connector(nn.Sequential):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Normalises a single value per channel, as of a 1x1 map in a batch of one, by the running statistics."""
+    """BatchNorm that uses the running statistics if a channel has a single value, as in a 1x1 map of one sample."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (B, D, H, W)."""
@@ -34,17 +34,17 @@ class BatchNorm2d(nn.BatchNorm2d):
 def regressor(student: Tensor, teacher: Tensor) -> Connector:
     """Convolution, BatchNorm and ReLU, from a student's map to the shape of a teacher's.
 
-    Kernels are those of RepDistiller and mdistiller: 3 with stride 2 if the student's map is twice as high, 4
-    transposed with stride 2 if it is half as high, and 1 if both are equal. For other sizes these codes use a kernel as
-    large as the difference, or none; here it is 1, and the larger map is averaged to the smaller by
-    :func:`~lightning_biaskd.features.base.same_size`.
+    The kernel sizes are those of RepDistiller and mdistiller: 3 with stride 2 if the student's map is twice as high, 4
+    in a transposed convolution with stride 2 if it is half as high, and 1 if both are equal. For other sizes these
+    codes use a kernel as large as the difference, or none. Here it is 1, and
+    :func:`~lightning_biaskd.features.base.same_size` averages the larger map to the size of the smaller.
 
     In training, BatchNorm takes its statistics from all samples of the process, unless the Trainer has
     ``sync_batchnorm=True``.
 
     Args:
-        student: a map (B, D, H, W), for its shape.
-        teacher: a map (B, D, H, W), for its shape.
+        student: the student's map (B, D, H, W); only its shape is used.
+        teacher: the teacher's map (B, D, H, W); only its shape is used.
 
     Example:
         >>> import torch
@@ -78,6 +78,6 @@ def require_built(connectors: nn.ModuleList) -> nn.ModuleList:
     if not len(connectors):
         raise UserError(
             "the method is not built yet: call module.rehearse(images), or distiller.build(student, "
-            "teacher) with the outputs for a few images, before the optimizer is made"
+            "teacher) with the outputs for a few images, before the optimizer is created"
         )
     return connectors

@@ -231,7 +231,7 @@ def test_refusals():
                 bad(temperatures)
     with pytest.raises(ValueError, match="confidence_temperature must be positive"):
         RLD(confidence_temperature=0.0)
-    with pytest.raises(ValueError, match="loops be at least 1"):
+    with pytest.raises(ValueError, match="loops must be at least 1"):
         CTKD(loops=0)
     with pytest.raises(ValueError, match="epsilon must be at least"):
         WKD(epsilon=0.001)

@@ -245,7 +245,7 @@ def test_refusals():
         VID(variance=0.0)
     with pytest.raises(ValueError, match="dim must be at least 1"):
         CC(dim=0)
-    with pytest.raises(ValueError, match="name two at least"):
+    with pytest.raises(ValueError, match="name at least two"):
         KDSVD(layers=[-1])
     with pytest.raises(ValueError, match="k must be at least 1"):
         KDSVD(k=0)

@@ -122,7 +122,7 @@ def test_maps_of_one_position_are_refused_where_positions_are_compared(method):
         teacher = torch.randn(8, 5, side, side)
         batch = [Outputs(torch.randn(8, 6), {"-2": x, "-1": x**2}, head=nn.Linear(5, 6)) for x in (student, teacher)]
         if side == 1:
-            with pytest.raises(UserError, match="teaches nothing by .* name layers with larger maps"):
+            with pytest.raises(UserError, match="teaches nothing with .* name layers with larger maps"):
                 method(*batch, torch.arange(8) % 6)
         else:
             loss = method(*batch, torch.arange(8) % 6).mean()
