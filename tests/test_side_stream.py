@@ -10,6 +10,9 @@ from lightning_biaskd import KD, DistillationModule, FrozenTeacher
 from lightning_biaskd.data import DigitsDataModule
 
 
+BATCH = torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
+
+
 class OnGPU(torch.Tensor):
     is_cuda = True
     device = torch.device("cuda")
@@ -40,28 +43,28 @@ def recorded(calls, stream):
     teacher, student = network(), network()
     teacher.register_forward_hook(lambda *_: calls.append("teacher"))
     student.register_forward_hook(lambda *_: calls.append("student"))
-    return DistillationModule(student, FrozenTeacher(teacher, backend="plain", stream=stream), Loss())
-
-
-BATCH = torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
+    module = DistillationModule(student, FrozenTeacher(teacher, backend="plain", stream=stream), Loss())
+    module.losses(BATCH, 1)  # the first batch also tries the teacher out
+    calls.clear()
+    return module
 
 
 def test_the_student_runs_during_the_teacher_and_both_are_joined_before_the_loss(calls):
     image, target = BATCH
-    recorded(calls, stream=True).losses((image.as_subclass(OnGPU), target), 0)
+    recorded(calls, stream=True).losses((image.as_subclass(OnGPU), target), 1)
     assert calls == ["side stream", "teacher", "first stream", "student", "join", "loss"]
-    calls.clear()
-    recorded(calls, stream=False).losses((image.as_subclass(OnGPU), target), 0)
+    recorded(calls, stream=False).losses((image.as_subclass(OnGPU), target), 1)
     assert calls == ["teacher", "student", "loss"]
 
 
 def test_outputs_of_a_call_are_ready(calls):
-    FrozenTeacher(network(), backend="plain", stream=True)(BATCH[0].as_subclass(OnGPU))
-    assert calls == ["side stream", "first stream", "join"]
+    module = recorded(calls, stream=True)
+    module.teacher(BATCH[0].as_subclass(OnGPU))
+    assert calls == ["side stream", "teacher", "first stream", "join"]
 
 
 def test_there_is_no_stream_on_the_cpu(calls):
-    recorded(calls, stream=True).losses(BATCH, 0)
+    recorded(calls, stream=True).losses(BATCH, 1)
     assert calls == ["teacher", "student", "loss"]
 
 

@@ -46,7 +46,8 @@ def record(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     if (data := getattr(trainer, "datamodule", None)) is not None:
         public = [name for name in vars(data) if not name.startswith(("_", "prepare_", "allow_"))]
         found |= {"data": type(data).__name__, **_plain_ones("data.", data, public)}
-    if (teacher := getattr(module, "teacher", None)) is not None and hasattr(teacher, "fingerprint"):
+    sharded = module.device_mesh is not None  # no process has a sharded teacher's weights to name them by
+    if not sharded and (teacher := getattr(module, "teacher", None)) is not None and hasattr(teacher, "fingerprint"):
         if "_named" not in vars(module):  # once, as it reads all of the weights
             vars(module)["_named"] = teacher.fingerprint()
         found["teacher"] = vars(module)["_named"]
