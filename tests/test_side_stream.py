@@ -9,7 +9,6 @@ from tiny import network, snapshot, unchanged
 from lightning_biaskd import KD, DistillationModule, FrozenTeacher
 from lightning_biaskd.data import DigitsDataModule
 
-
 BATCH = torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
 
 

@@ -271,7 +271,7 @@ class DistillationModule(ClassificationModule):
         all of what the method learns.
         """
         if self.teacher_cache is not None:
-            raise UserError("networks that are sharded over processes keep no cache of the teacher: leave it out")
+            raise UserError("networks that are spread over processes keep no cache of the teacher: leave it out")
         self.teacher.backend = "plain"
         self.teacher.stream = False
         broadcast_from_first(self.distiller, mesh)
