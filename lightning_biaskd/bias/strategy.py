@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ from lightning_biaskd.bias import trust as trust_forms
 from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import CORRECTIONS, ETA, Mode, Space, check_revision, rectify_logits
+from lightning_biaskd.bias.running_trust import RunningTrust
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distributed.ranks import world_size
 from lightning_biaskd.errors import UserError
@@ -20,7 +21,7 @@ from lightning_biaskd.networks.outputs import Outputs, with_logits
 Normalize = Literal["group", "batch"]
 Balance = Literal["complement", "ramp"]
 Features = Literal["drop", "keep"]
-Trust = Literal["student", "wsld", "bounded"]
+Trust = Literal["student", "wsld", "bounded", "run", "class"]
 _TRUST = {"student": trust_forms.student, "wsld": trust_forms.wsld, "bounded": trust_forms.bounded}
 
 
@@ -76,8 +77,10 @@ class BiasStrategy(nn.Module):
             there were no strategy.
         sync: sum the counts over the ranks, and let pairwise methods compare the samples of all; with ``False``
             each rank uses its own samples alone, which is not the same method.
-        trust: multiplies the loss of each sample by the trust in the teacher on it, see
-            :mod:`lightning_biaskd.bias.trust`: ``"student"``, ``"wsld"``, ``"bounded"``, or ``None`` for 1.
+        trust: multiplies the loss of each sample by the trust in the teacher on it: ``"student"``, ``"wsld"`` or
+            ``"bounded"`` compare both networks on the sample, see :mod:`lightning_biaskd.bias.trust`; ``"run"`` and
+            ``"class"`` compare their running accuracies, see
+            :class:`~lightning_biaskd.bias.running_trust.RunningTrust`; ``None`` is 1 everywhere.
         refund: give the weight that the teacher loses on a sample back to its cross-entropy. With :math:`a_i` the share
             that elimination, γ and trust leave to a sample (``trust`` of :class:`BiasLoss`), the step's loss is the
             mean of :math:`(w_{ce} + w_{kd}(1 - a_i))\,\mathrm{CE}_i + w_{kd}\, a_i \ell_i`. ``normalize="batch"`` only.
@@ -137,6 +140,7 @@ class BiasStrategy(nn.Module):
         self.features = features
         self.sync = sync
         self.trust = trust
+        self.running = RunningTrust(per_class=trust == "class") if trust in ("run", "class") else None
         self.refund = refund
         self.eta = eta
         self.lift_right = lift_right
@@ -161,10 +165,10 @@ class BiasStrategy(nn.Module):
         """
         right = partition(teacher.logits, target)
         ranks = world_size() if self.sync and self.training else 1
-        n_right, n_wrong = self._count(right, ranks)
+        n_right, n_wrong = self._count(right, student.logits, target, ranks)
         size = n_right + n_wrong
         eased = 1 - self.gamma if self.balance == "complement" else torch.ones_like(self.gamma)
-        trust = None if self.trust is None else _TRUST[self.trust](student.logits, teacher.logits, target)
+        trust = self._trust(student.logits, teacher.logits, target)
         total = right_part = rectified_part = torch.zeros_like(self.gamma)
         shares = []
         for term, weight in distiller.terms():
@@ -184,6 +188,11 @@ class BiasStrategy(nn.Module):
         return BiasLoss(
             total, right_part.detach(), rectified_part.detach(), n_wrong / size, torch.stack(shares).mean(0).detach()
         )
+
+    def build(self, num_classes: int) -> None:
+        """Makes room for what is kept for each class, before a state dict is loaded or the module is compiled."""
+        if self.running is not None:
+            self.running.build(num_classes)
 
     def uses_wrong(self, term: Distiller) -> bool:
         """Whether the wrong samples of a method are used, corrected or as they are; otherwise they are dropped."""
@@ -205,11 +214,13 @@ class BiasStrategy(nn.Module):
 
     def logged(self, loss: BiasLoss) -> dict[str, Tensor]:
         """The scalars that a training step logs."""
+        trusted = {} if self.trust is None or loss.trust is None else {"bias/trust": loss.trust.mean()}
         return {
             "train/loss_right": loss.right,
             "train/loss_rectified": loss.rectified,
             "bias/wrong_rate": loss.wrong_rate,
             "bias/gamma": self.gamma,
+            **trusted,
         }
 
     def _losses(
@@ -223,12 +234,25 @@ class BiasStrategy(nn.Module):
             return losses_on_joined_batch(term, student, teacher, target, keep)
         return term(student, teacher, target, keep)
 
-    def _count(self, right: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
-        """Right and wrong samples of the global batch."""
+    def _count(self, right: Tensor, student_logits: Tensor, target: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
+        """Right and wrong samples of the global batch, which is also added to the running accuracies."""
         counts = torch.stack([right.sum(), (~right).sum()])
+        if self.running is not None and self.training:
+            num_classes = student_logits.shape[1]
+            self.running.build(num_classes)
+            tally = self.running.tally(right, partition(student_logits.detach(), target), target, num_classes)
+            counts = torch.cat([counts, tally.flatten()])
         if ranks > 1:
             dist.all_reduce(counts)
+        if len(counts) > 2 and self.running is not None:
+            self.running.update(counts[2:].view(3, -1))
         return counts[0], counts[1]
+
+    def _trust(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor | None:
+        if self.running is not None:
+            self.running.build(student_logits.shape[1])
+            return cast("Tensor", self.running(target))
+        return None if self.trust is None else _TRUST[self.trust](student_logits, teacher_logits, target)
 
     def extra_repr(self) -> str:
         return (

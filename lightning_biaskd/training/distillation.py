@@ -258,8 +258,7 @@ class DistillationModule(ClassificationModule):
 
     def configure_model(self) -> None:
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-        method = self.distiller
-        if fitting and self.rehearsed is None and (method.builds or method.needs.layers or method.needs.embedding):
+        if fitting and self.rehearsed is None and self.distillation.needs_rehearsal:
             self.rehearse(*some_images(self.trainer))
         if self.device_mesh is not None and not isinstance(self.student, FSDPModule):
             self.shard(self.device_mesh["data_parallel"])

@@ -147,10 +147,18 @@ class Distillation(nn.Module):
         """Mean cross-entropy of the student's logits (B, C) against labels (B,)."""
         return cross_entropy(logits, target, self.label_smoothing)
 
+    @property
+    def needs_rehearsal(self) -> bool:
+        """Whether features are read, or the method or the strategy has something to build; else rehearsing is void."""
+        method = self.distiller
+        builds = isinstance(self.bias, BiasStrategy) and self.bias.trust == "class"
+        return builds or method.builds or bool(method.needs.layers) or method.needs.embedding
+
     def rehearse(self, input: Tensor, num_samples: int | None = None) -> None:
         """Runs both networks once, so that features are found and adapters built before the optimizer is made.
 
-        Methods that read features or learn something need it; for others it changes nothing.
+        Methods that read features or learn something need it, and the trust of each class; for others it changes
+        nothing.
 
         Args:
             input: (B, …), a few inputs as a training step gets them.
@@ -159,7 +167,10 @@ class Distillation(nn.Module):
         parameter = next(self.student.parameters())
         input = input.to(parameter.device, parameter.dtype) if input.is_floating_point() else input.to(parameter.device)
         with torch.no_grad(), evaluating(self.student):
-            self.distiller.build(self._student_outputs(input), self.teacher(input), num_samples)
+            student = self._student_outputs(input)
+            self.distiller.build(student, self.teacher(input), num_samples)
+            if isinstance(self.bias, BiasStrategy):
+                self.bias.build(student.logits.shape[1])
             self.deployed()  # what can't be deployed is refused now, not after training
 
     def set_progress(self, epoch: int, epochs: int, schedule: Callable[[float], float] = cosine) -> None:

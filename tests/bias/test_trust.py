@@ -138,5 +138,5 @@ def test_it_compiles_in_one_graph_and_gamma_moves_without_another():
 def test_what_cannot_be_refunded_is_one_line():
     with pytest.raises(UserError, match="refund needs normalize='batch'"):
         BiasStrategy(refund=True)
-    with pytest.raises(UserError, match="unknown trust 'teacher': choose student, wsld, bounded, None"):
+    with pytest.raises(UserError, match="unknown trust 'teacher': choose student, wsld, bounded, run, class, None"):
         BiasStrategy(trust="teacher")

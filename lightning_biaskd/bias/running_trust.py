@@ -1,0 +1,90 @@
+"""How much of the teacher each sample gets, by the running accuracies of teacher and student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MEMORY = 3000
+"""How many of the last samples the running accuracies are of."""
+CLASS_MEMORY = 200
+"""How many of the last samples of a class its running accuracies are of."""
+
+
+class RunningTrust(nn.Module):
+    r"""Trusts the teacher while it is more accurate than the student, on all samples or class by class.
+
+    .. math:: a = \mathrm{clip}\Big(\frac{A_T - A_S}{\sigma} + \frac12,\ 0,\ 1\Big)
+
+    with :math:`A_T` and :math:`A_S` the accuracies of teacher and student on the last 3,000 training views, or on the
+    last 200 views of the sample's class. So a student that has overtaken its teacher by :math:`\sigma / 2` is let go.
+    Older samples fade: with b new ones, the weight of all before is multiplied by :math:`1 - b / 3000`.
+
+    Args:
+        per_class: keep the accuracies of each class, not those of all samples together.
+        width: :math:`\sigma`, how far the accuracies must differ for trust to go from 0 to 1.
+
+    Attributes:
+        counts: buffer (3, C), or (3, 1): samples, and how many of them the teacher and the student got right, each
+            sample with its present weight.
+
+    Example:
+        >>> running = RunningTrust()
+        >>> teacher, student = torch.tensor([True, True, False, True]), torch.tensor([True, True, False, False])
+        >>> target = torch.tensor([0, 1, 0, 1])
+        >>> running.update(running.tally(teacher, student, target, num_classes=2))
+        >>> running(target)  # 0.75 against 0.5
+        tensor([1., 1., 1., 1.])
+    """
+
+    counts: Tensor
+
+    def __init__(self, per_class: bool = False, width: float = 0.1) -> None:
+        super().__init__()
+        self.per_class = per_class
+        self.width = width
+        self.register_buffer("counts", torch.zeros(3, 0 if per_class else 1))
+
+    def build(self, num_classes: int) -> None:
+        """Makes room for the counts of each class, if they are needed and there is none."""
+        if self.per_class and not self.counts.shape[1]:
+            self.counts = self.counts.new_zeros(3, num_classes)
+
+    def tally(self, teacher: Tensor, student: Tensor, target: Tensor, num_classes: int) -> Tensor:
+        """Counts of one batch, which may be summed over ranks.
+
+        Args:
+            teacher: (B,) bool, where the teacher is right.
+            student: (B,) bool, where the student is right.
+            target: (B,) labels.
+            num_classes: C.
+
+        Returns:
+            (3, C), or (3, 1), int64.
+        """
+        rows = torch.stack([torch.ones_like(teacher), teacher, student]).long()
+        if not self.per_class:
+            return rows.sum(1, keepdim=True)
+        return rows.new_zeros(3, num_classes).index_add_(1, target, rows)
+
+    def update(self, tally: Tensor) -> None:
+        """Adds the counts of a batch."""
+        memory = CLASS_MEMORY if self.per_class else MEMORY
+        self.counts.mul_((1 - tally[0] / memory).clamp_min(0)).add_(tally)
+
+    def forward(self, target: Tensor) -> Tensor:
+        """Trust (B,) in the teacher on samples with these labels; ½ where nothing was counted."""
+        seen, teacher, student = self.counts
+        trust = ((teacher - student) / seen.clamp_min(1e-6) / self.width + 0.5).clamp(0, 1)
+        return trust[target] if self.per_class else trust.expand(len(target))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(f"{prefix}counts")
+        if isinstance(saved, Tensor) and saved.ndim == 2:
+            self.build(saved.shape[1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f"per_class={self.per_class}, width={self.width}"
