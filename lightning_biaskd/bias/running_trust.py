@@ -76,8 +76,8 @@ class RunningTrust(nn.Module):
 
     def forward(self, target: Tensor) -> Tensor:
         """Trust (B,) in the teacher on samples with these labels; ½ where nothing was counted."""
-        seen, teacher, student = self.counts
-        trust = ((teacher - student) / seen.clamp_min(1e-6) / self.width + 0.5).clamp(0, 1)
+        seen, teacher, student = self.counts.unbind()
+        trust: Tensor = ((teacher - student) / seen.clamp_min(1e-6) / self.width + 0.5).clamp(0, 1)
         return trust[target] if self.per_class else trust.expand(len(target))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
