@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -14,6 +15,7 @@ from torch.utils.data import DistributedSampler
 from torchmetrics import Metric
 
 from lightning_biaskd.audit.report import AuditReport, ClassBias, Correction, Mistake
+from lightning_biaskd.audit.trust import ClassTrust
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import CORRECTIONS, rectify_logits
 from lightning_biaskd.bias.strategy import BiasStrategy
@@ -22,6 +24,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BiasRate, CalibrationError, NotOnTop, confused_pairs
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.outputs import at_least_float32
+from lightning_biaskd.networks.tap import evaluating
 from lightning_biaskd.training.batches import labelled
 from lightning_biaskd.training.checks import check_labels, check_teacher
 from lightning_biaskd.training.distillation import DistillationModule
@@ -126,6 +129,8 @@ class _Auditor(TeacherPass):
     def __init__(self, module: DistillationModule, num_classes: int | None) -> None:
         super().__init__(module, num_classes)
         self.automatic_optimization = False
+        trusts = isinstance(module.bias, BiasStrategy) and module.bias.trust is not None
+        self.distillation = module.distillation if trusts else None
         self.space = module.bias.space if isinstance(module.bias, BiasStrategy) else "probs"
         self.temperatures = sorted(
             {float(term.temperature) for term, _ in module.distiller.terms() if term.reads == "logits"}
@@ -142,6 +147,11 @@ class _Auditor(TeacherPass):
         check_teacher(logits.cpu(), logits, batch_idx)
         own = self._own(len(target), batch_idx).to(target.device)
         logits, target = logits[own], target[own]
+        if self.distillation is not None:
+            with evaluating(self.distillation.student):
+                student = self.distillation.outputs_of(image).logits[own]
+            bias = cast("BiasStrategy", self.distillation.bias)
+            self.meters.update("trust", lambda: ClassTrust(bias, logits.shape[1]), student, logits, target)
         self.meters.update("bias", lambda: BiasRate(logits.shape[1]), logits, target)
         self.meters.update("confidence", _Confidence, logits, target)
         self.meters.update("calibration", lambda: CalibrationError(logits.shape[1]), logits, target)
@@ -173,6 +183,7 @@ def _report(
     seen, per_class = found["seen"].tolist(), found["per_class"].tolist()
     names = [str(name) for name in class_names or range(len(seen))]
     views, right = sum(seen), int(found["right"].sum())
+    trust = values["trust"].tolist() if "trust" in values else [math.nan] * len(seen)
     histogram, (sure_right, sure_wrong, label, second) = values["confidence"]
     corrections = [
         Correction(mode, tau, *(float(values[f"{what} {mode} {tau}"]) for what in ("not on top", "moved")))
@@ -195,7 +206,7 @@ def _report(
         calibration_error=float(values["calibration"]),
         histogram_right=histogram[0].tolist(),
         histogram_wrong=histogram[1].tolist(),
-        classes=[ClassBias(name, views_of, rate) for name, views_of, rate in zip(names, seen, per_class, strict=True)],
+        classes=[ClassBias(*row) for row in zip(names, seen, per_class, trust, strict=True)],
         mistakes=[
             Mistake(names[pair.label], names[pair.answer], pair.samples, pair.share)
             for pair in confused_pairs(found["confusion"], len(seen) ** 2)

@@ -18,11 +18,20 @@ ALMOST_NONE = 0.001
 
 
 class ClassBias(NamedTuple):
-    """One class: its name, its training views, and the share of them that the teacher gets wrong (NaN for none)."""
+    """What was found on one class.
+
+    Attributes:
+        name: of the class.
+        views: of its training images.
+        wrong_rate: share of them that the teacher gets wrong, NaN if there are none.
+        trust: mean share of its weight that the configured strategy leaves the teacher on them when γ = 1, with the
+            student as it is; NaN if the strategy has no trust.
+    """
 
     name: str
     views: int
     wrong_rate: float
+    trust: float = math.nan
 
 
 class Mistake(NamedTuple):
@@ -161,9 +170,13 @@ class AuditReport:
     def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """Title, head and rows of each table; those without rows are left out."""
         worst = sorted((c for c in self.classes if c.wrong_rate > 0), key=lambda c: -c.wrong_rate)
+        trusted = sorted((c for c in self.classes if not math.isnan(c.trust)), key=lambda c: c.trust)
         tables = [
             ("Classes most often wrong", ["class", "wrong", "views"], [
                 [c.name, _percent(c.wrong_rate), f"{c.views:,}"] for c in worst[:10]
+            ]),
+            ("Classes that get the least of the teacher, with the student as it is", ["class", "share", "wrong"], [
+                [c.name, _percent(c.trust), _percent(c.wrong_rate)] for c in trusted[:10]
             ]),
             ("Commonest mistakes", ["label → answer", "views", "of the label's"], [
                 [f"{m.label} → {m.answer}", f"{m.views:,}", _percent(m.share)] for m in self.mistakes[:10]

@@ -16,13 +16,14 @@ from lightning_biaskd.metrics import (
     BeyondTeacher,
     BiasRate,
     CalibrationError,
+    ClassMeans,
     Contingency,
     DistributionGap,
     NotOnTop,
     confused_pairs,
 )
 from lightning_biaskd.metrics.meters import Meters
-from lightning_biaskd.plotting import AMBER, BLUE, GREY, ORANGE, bars, lines, panels
+from lightning_biaskd.plotting import AMBER, BLUE, GREEN, GREY, ORANGE, bars, lines, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,6 +43,10 @@ class BiasMonitor(EpochPicture):
     ================================= ==================================================================================
     ``bias/wrong_rate/CLASS``         share of the class's training views that the teacher gets wrong; only with at most
                                       ``per_class`` classes
+    ``bias/trust/CLASS``              share of its weight that the teacher keeps on the class's training views, after
+                                      elimination, γ and trust; only with at most ``per_class`` classes
+    ``bias/trust_lowest``             the same, of the class that gets the least of the teacher
+    ``bias/trust_highest``            the same, of the class that gets the most
     ``bias/not_on_top``               share of rectified answers whose label did not end on top
     ``train/on_teacher_right``        student's accuracy on the training views that the teacher gets right, in train
                                       mode
@@ -78,6 +83,7 @@ class BiasMonitor(EpochPicture):
         self.per_class = per_class
         self._meters = Meters()
         self._bias: dict[str, Tensor] = {}  # what BiasRate found in the last epoch
+        self._trust: Tensor | None = None  # by class, in the last epoch
         self._classes: list[str] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,6 +97,8 @@ class BiasMonitor(EpochPicture):
             student, teacher, target = outputs["student_logits"], outputs["teacher_logits"], outputs["target"]
             self._count("train", student, teacher, target)
             self._meters.update("train/bias", lambda: BiasRate(teacher.shape[1]), teacher, target)
+            if "trust" in outputs:
+                self._meters.update("train/trust", lambda: ClassMeans(teacher.shape[1]), outputs["trust"], target)
             self._count_rectified(cast("DistillationModule", pl_module), teacher, target)
 
     def on_validation_batch_end(
@@ -132,6 +140,13 @@ class BiasMonitor(EpochPicture):
             if len(per_class) <= self.per_class:
                 rates = zip(self._classes, per_class, strict=True)
                 self._log(pl_module, {f"bias/wrong_rate/{name}": rate for name, rate in rates})
+        if "train/trust" in values:
+            self._trust = values["train/trust"].cpu()
+            if len(self._trust) <= self.per_class:
+                shares = zip(self._classes, self._trust, strict=True)
+                self._log(pl_module, {f"bias/trust/{name}": share for name, share in shares})
+            known = self._trust[~self._trust.isnan()]
+            self._log(pl_module, {"bias/trust_lowest": known.min(), "bias/trust_highest": known.max()})
         if "train/not_on_top" in values:
             self._log(pl_module, {"bias/not_on_top": values["train/not_on_top"]})
         self._log_answers(pl_module, "train", values)
@@ -162,8 +177,8 @@ class BiasMonitor(EpochPicture):
                 module.log(key, number, sync_dist=True)
 
     def draw(self) -> Figure:
-        """Draws wrong-rates, confusions, accuracies, losses, γ and calibration."""
-        figure, axes = panels(2, 3)
+        """Draws wrong-rates, confusions, accuracies, losses, γ, calibration and trust."""
+        figure, axes = panels(2, 3 if self._trust is None else 4)
         figure.suptitle("Where the teacher is wrong, and what the student does there")
         if self._bias:
             rates = 100 * self._bias["per_class"].nan_to_num(-1)
@@ -221,6 +236,21 @@ class BiasMonitor(EpochPicture):
                 "same first class": self._styled("val/agreement", AMBER, 100),
             },
         )
+        if self._trust is not None:
+            shares = 100 * self._trust.nan_to_num(-1)
+            least = [c for c in shares.argsort().tolist() if shares[c] >= 0][: self.per_class]
+            title = "Teacher's share per class" if len(shares) <= self.per_class else "Classes with the least teacher"
+            shown = {self._classes[c]: shares[c].item() for c in least}
+            bars(axes[6], title, "of the teacher's weight, last epoch [%]", shown, GREEN)
+            lines(
+                axes[7],
+                "Teacher's share, by class",
+                "of the teacher's weight [%]",
+                {
+                    "class with the most": self._styled("bias/trust_highest", GREEN, 100),
+                    "class with the least": self._styled("bias/trust_lowest", ORANGE, 100),
+                },
+            )
         return figure
 
     def _styled(self, key: str, colour: str, scale: float = 1.0, ls: str = "-") -> tuple[list[int], list[float], Any]:

@@ -5,6 +5,7 @@ from lightning_biaskd.metrics.agreement import Agreement, DistributionGap
 from lightning_biaskd.metrics.beyond_teacher import BeyondTeacher, Contingency, mcnemar
 from lightning_biaskd.metrics.bias_rate import BiasRate, ConfusedPair, NotOnTop, confused_pairs
 from lightning_biaskd.metrics.chosen import ChosenMetrics
+from lightning_biaskd.metrics.class_means import ClassMeans
 
 __all__ = [
     "Agreement",
@@ -12,6 +13,7 @@ __all__ = [
     "BiasRate",
     "CalibrationError",
     "ChosenMetrics",
+    "ClassMeans",
     "ConfusedPair",
     "Contingency",
     "DistributionGap",

@@ -215,7 +215,8 @@ class ClassificationModule(OptimizedModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
         if every and (self.global_step + 1) % every == 0:
             self.log("train/loss_step", logged["train/loss"], prog_bar=True)
-        return {"loss": step.loss, **self.callback_outputs(step.student, step.teacher, batch[1])}
+        trust = {} if step.trust is None else {"trust": step.trust}
+        return {"loss": step.loss, **trust, **self.callback_outputs(step.student, step.teacher, batch[1])}
 
     def callback_outputs(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> dict[str, Tensor]:
         """What callbacks find in the ``outputs`` of a batch in addition to the loss; nothing here."""

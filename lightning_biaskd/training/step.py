@@ -28,12 +28,15 @@ class Step(NamedTuple):
         logged: detached scalars, by the names under which they are logged.
         student: the trained network's outputs, with gradient: a further loss term can be built from them.
         teacher: the teacher's outputs, without gradient; ``None`` where there is no teacher.
+        trust: (B,) the share of its weight that the teacher keeps on each sample, see
+            :class:`~lightning_biaskd.BiasLoss`; ``None`` where no sample is weighed.
     """
 
     loss: Tensor
     logged: dict[str, Tensor]
     student: Outputs
     teacher: Outputs | None = None
+    trust: Tensor | None = None
 
 
 class Distillation(nn.Module):
@@ -141,7 +144,7 @@ class Distillation(nn.Module):
             "train/acc1": accuracy(student.logits, target),
             **self.bias.logged(kd),
         }
-        return Step(loss, {name: value.detach() for name, value in logged.items()}, student, teacher)
+        return Step(loss, {name: value.detach() for name, value in logged.items()}, student, teacher, kd.trust)
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy of the student's logits (B, C) against labels (B,)."""

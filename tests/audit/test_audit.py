@@ -14,6 +14,7 @@ from lightning_biaskd import DKD, KD, BiasStrategy, ClassificationModule, Distil
 from lightning_biaskd.__main__ import main
 from lightning_biaskd.audit import audit
 from lightning_biaskd.bias import rectify
+from lightning_biaskd.bias import trust as forms
 from lightning_biaskd.distillers import LabelSmoothing
 from lightning_biaskd.training.passes import QUIET
 
@@ -92,6 +93,28 @@ def test_it_counts_what_a_slow_loop_counts(report):
         missed = [i for i in wrong if corrected[i].argmax() != target[i]]
         assert c.not_on_top == pytest.approx(len(missed) / len(wrong))
         assert c.moved == pytest.approx((corrected - tempered).clamp_min(0).sum(1).mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("trust", ["student", "bounded", "run", "class"])
+def test_it_shows_how_much_teacher_each_class_gets(trust, report):
+    bias = BiasStrategy("drop", "batch", "ramp", trust=trust, refund=True)
+    module, data = DistillationModule(network(), network(), KD(), bias), TinyData()
+    found = report(module, data)
+    logits, target = answers(module, data)
+    student = module.eval()(data.loader.dataset.tensors[0])
+    right, knows = logits.argmax(1) == target, student.argmax(1) == target
+    for label, entry in enumerate(found.classes):
+        of_class = target == label
+        if trust in ("run", "class"):
+            counted = of_class if trust == "class" else torch.ones_like(of_class)
+            gap = right[counted].float().mean() - knows[counted].float().mean()
+            shares = (gap / 0.1 + 0.5).clamp(0, 1).expand(len(target))
+        else:
+            shares = getattr(forms, trust)(student, logits, target)
+        expected = torch.where(right, shares, 0)[of_class].mean().item()
+        assert entry.trust == pytest.approx(expected, abs=1e-6)
+    assert "Classes that get the least of the teacher" in str(found)
+    assert "Classes that get the least" not in str(report(DistillationModule(network(), network()), data))
 
 
 def test_it_changes_nothing_and_writes_nothing(report, tmp_path):

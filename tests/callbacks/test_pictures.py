@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from tiny import CLASSES, TinyData, network
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -61,6 +61,27 @@ def test_the_monitor_counts_what_the_steps_saw(trainer):
         assert seen[f"bias/wrong_rate/{label}"] == pytest.approx(share(wrong[target == label]))
     corrected = rectify_logits(teacher, target, "blend", 1.0, "logits")
     assert 0 < seen["bias/not_on_top"] == pytest.approx(share(corrected[wrong].argmax(1) != target[wrong]))
+
+
+@pytest.mark.parametrize("trust", [None, "student", "class"])
+def test_the_monitor_shows_how_much_teacher_each_class_gets(trust, trainer, tmp_path):
+    bias = BiasStrategy("drop", "batch", "ramp", trust=trust, refund=True)
+    module, data, seen = distillation(bias, optimizer=still), TinyData(), []
+
+    class Listening(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            seen.append((outputs["trust"], batch[1]))
+
+    run = trainer(callbacks=[BiasMonitor(), Listening()])
+    run.fit(module, data)
+    shares, target = (torch.cat(column) for column in zip(*seen, strict=True))
+    means = [shares[target == label].mean().item() for label in range(CLASSES)]
+    logged = [run.callback_metrics[f"bias/trust/{label}"].item() for label in range(CLASSES)]
+    assert logged == pytest.approx(means)
+    assert run.callback_metrics["bias/trust_lowest"] == pytest.approx(min(means))
+    assert run.callback_metrics["bias/trust_highest"] == pytest.approx(max(means))
+    assert ("bias/trust" in run.callback_metrics) == (trust is not None)
+    assert (tmp_path / "bias_monitor.png").read_bytes().startswith(PNG)
 
 
 @pytest.mark.parametrize("bias", ["drop", "none"])
