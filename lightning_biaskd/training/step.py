@@ -16,7 +16,8 @@ from lightning_biaskd.distillers import KD
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.inputs import InputConversion
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_index
-from lightning_biaskd.networks.tap import FeatureTap, evaluating
+from lightning_biaskd.networks.tap import FeatureTap
+from lightning_biaskd.networks.trace import evaluating
 from lightning_biaskd.teachers.frozen import FrozenTeacher
 
 
