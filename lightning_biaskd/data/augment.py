@@ -31,14 +31,14 @@ def crop_and_flip(image: Tensor, bits: Tensor, padding: int, flip: bool) -> Tens
     rows = F.pad(image.permute(0, 2, 3, 1).reshape(size, height, -1), (padding * depth,) * 2 + (padding,) * 2)
     offsets = 2 * padding + 1
     top, left = (bits >> 1) % offsets, (bits >> 1) // offsets % offsets
-    sample = torch.arange(size, device=image.device)
-    starts = ((sample * rows.shape[1] + top) * rows.shape[2] + left * depth)[:, None]
+    index = torch.arange(size, device=image.device)
+    starts = ((index * rows.shape[1] + top) * rows.shape[2] + left * depth)[:, None]
     starts = starts + rows.shape[2] * torch.arange(height, device=image.device)
     windows = rows.flatten().as_strided((rows.numel() - width * depth + 1, width * depth), (1, 1))
     crop = windows.index_select(0, starts.flatten()).view(size, height, width, depth).permute(0, 3, 1, 2)
     if flip:
         both = torch.cat([crop, crop.flip(3)]).permute(0, 2, 3, 1).reshape(2 * size, -1)
-        chosen = both.index_select(0, sample + size * (bits & 1))
+        chosen = both.index_select(0, index + size * (bits & 1))
         crop = chosen.view(size, height, width, depth).permute(0, 3, 1, 2)
     return crop
 

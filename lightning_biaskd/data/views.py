@@ -113,19 +113,19 @@ class CountableViews(ImageDataModule):
         bits = random_bits(self.seed, view, batch.index) if drawn else view_bits(view, self.flip)
         return batch._replace(image=self.augmented(batch.image, bits), view=view)
 
-    def numbered_images(self, sample: Tensor, view: Tensor) -> Tensor:
+    def numbered_images(self, index: Tensor, view: Tensor) -> Tensor:
         """Views of training images as a network sees them; the number after the last view is the image as it is.
 
         Args:
-            sample: (B,), the images' numbers.
+            index: (B,), of the images.
             view: (B,), up to :attr:`view_count`, which must be known.
 
         Returns:
             (B, D, H, W) float, on the device of ``view``.
         """
         assert self.view_count is not None
-        batch = cast("TensorImages", self.train_set).pick(sample.cpu())
-        batch = batch._replace(image=batch.image.to(view.device), index=sample.to(view.device))
+        batch = cast("TensorImages", self.train_set).pick(index.cpu())
+        batch = batch._replace(image=batch.image.to(view.device), index=index.to(view.device))
         image = self.numbered_views(batch, view.clamp_max(self.view_count - 1)).image
         plain = (view == self.view_count).view(-1, 1, 1, 1)
         return self.normalized(torch.where(plain, batch.image, image))

@@ -23,7 +23,7 @@ from lightning_biaskd.teachers.backends import Backend, Precision
 from lightning_biaskd.teachers.cache import TeacherCache
 from lightning_biaskd.teachers.frozen import FrozenTeacher
 from lightning_biaskd.training.cached_teacher import CachedTeacherModule
-from lightning_biaskd.training.checks import check_pairs, check_samples, check_teacher, check_views
+from lightning_biaskd.training.checks import check_index, check_pairs, check_teacher, check_views
 from lightning_biaskd.training.classification import ClassificationModule
 from lightning_biaskd.training.dynamic_weights import DynamicWeights
 from lightning_biaskd.training.progress import EpochCallback
@@ -179,7 +179,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
             check_views(index, views, batch_idx)
         if self.distiller.needs.index:
             known = self.rehearsed["num_samples"] if self.rehearsed else None
-            student = with_index(student, check_samples(index, known, batch_idx))
+            student = with_index(student, check_index(index, known, batch_idx))
         return self.distillation.step(student, teacher, target)
 
     def callback_outputs(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> dict[str, Tensor]:
