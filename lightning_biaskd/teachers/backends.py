@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.kinds import is_graph, own_dtype
-from lightning_biaskd.networks.outputs import Outputs, at_least_float32
+from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_logits
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.teachers.folding import folded
 from lightning_biaskd.teachers.onnx_runtime import OnnxRuntime
@@ -137,4 +137,4 @@ class _InPrecision:
         logits = at_least_float32(outputs.logits)
         if self.dtype == torch.float64:  # of the network, not of the run
             logits = logits.to(torch.promote_types(image.dtype, torch.float32))
-        return Outputs(logits, *outputs[1:])
+        return with_logits(outputs, logits)
