@@ -38,6 +38,7 @@ class FeatureTap:
             gives the logits.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
         >>> outputs = FeatureTap(net, ["0", "-1"], embedding=True)(torch.zeros(5, 1, 4, 4))
         >>> outputs.features["0"].shape, outputs.features["-1"].shape, outputs.embedding.shape
