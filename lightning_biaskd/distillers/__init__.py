@@ -18,6 +18,7 @@ from lightning_biaskd.distillers.norm_kd import NormKD, norm_kd_loss
 from lightning_biaskd.distillers.nst import NST, nst_loss
 from lightning_biaskd.distillers.ofd import OFD, ofd_loss
 from lightning_biaskd.distillers.pkt import PKT, pkt_loss
+from lightning_biaskd.distillers.pld import PLD, pld_loss
 from lightning_biaskd.distillers.rc import RC, rc_loss
 from lightning_biaskd.distillers.review_kd import ReviewKD, review_kd_loss
 from lightning_biaskd.distillers.rkd import RKD, rkd_loss
@@ -57,6 +58,7 @@ __all__ = [
     "NST",
     "OFD",
     "PKT",
+    "PLD",
     "RC",
     "RKD",
     "RLD",
@@ -101,6 +103,7 @@ __all__ = [
     "nst_loss",
     "ofd_loss",
     "pkt_loss",
+    "pld_loss",
     "rc_loss",
     "review_kd_loss",
     "rkd_loss",

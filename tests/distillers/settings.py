@@ -17,6 +17,7 @@ from lightning_biaskd.distillers import (
     KD,
     MLKD,
     NKD,
+    PLD,
     RC,
     RLD,
     SDD,
@@ -143,6 +144,15 @@ def rld(student, teacher, y, alpha=1.0, beta=8.0, tau=4.0):
     return alpha * confidence + beta * correlation
 
 
+def pld(student, teacher, y, tau=4.0):
+    q, total, left = softmax([z / tau for z in teacher]), 0.0, set(range(len(student)))
+    while left:
+        chosen = y if y in left else max(left, key=lambda c: (teacher[c], -c))
+        total -= q[chosen] * math.log(math.exp(student[chosen]) / sum(math.exp(student[c]) for c in left))
+        left.remove(chosen)
+    return total
+
+
 def wkd(student, teacher, y, distances, weight, tau, epsilon=0.05, iterations=10):
     rest = [c for c in range(len(student)) if c != y]
     p = softmax([student[c] / tau for c in rest])
@@ -252,6 +262,7 @@ SETTINGS = {
         batch_reference=mlkd,
         lacks={"gives_each_sample_a_loss_of_its_own": "batch and class level compare the samples of a batch"},
     ),
+    "PLD": Setting(PLD(), pld, {NOT_ZERO: "a cross-entropy of choices, not a divergence"}),
     "RC": Setting(RC(), lambda s, t, y: rc(s, y), CORRECTS),
     "RLD": Setting(RLD(), rld, CORRECTS),
     "SDD": Setting(SDD(), lambda s, t, y: sdd(s, t, y, dkd), outputs=mapped),
