@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lightning_biaskd import KD, BiasStrategy, Outputs
 from lightning_biaskd.bias import partition, rectify, rectify_logits
+from lightning_biaskd.command_line.shipped import CONFIGS
 from lightning_biaskd.errors import UserError
 
 CASES = json.loads((Path(__file__).parents[1] / "reference" / "bias_vectors.json").read_text())["cases"]
@@ -210,3 +212,26 @@ def test_the_strategy_hands_over_what_is_revised_by_eta(lift_right):
     torch.testing.assert_close(bias(KD(tau), Outputs(student), Outputs(z), target).total, expected)
     assert "eta=0.6" in repr(bias)
     assert ("lift_right=True" in repr(bias)) == lift_right
+
+
+def test_the_shipped_mft_hands_over_what_its_paper_says():
+    """Where wrong: as much of the label as puts it τ above the former first class. Where right: τ more of it."""
+    content = yaml.safe_load((CONFIGS / "bias" / "mft.yaml").read_text())
+    bias = BiasStrategy(**content["model"]["init_args"]["bias"]["init_args"])
+    (callback,) = content["trainer"]["callbacks+"]
+    assert callback["init_args"]["schedule"] == "lightning_biaskd.bias.constant"
+    z, target = random_case(200)
+    handed_over = (bias.rectified(KD(2.0), z, target) / 2).softmax(1)
+    wrong = 0
+    for p, q, y in zip((z / 2).softmax(1).tolist(), handed_over.tolist(), target.tolist(), strict=True):
+        others = [c for c in range(len(p)) if c != y]
+        assert sum(q) == pytest.approx(1.0)
+        kept = [q[c] / p[c] for c in others]  # one factor for all of them
+        assert kept == pytest.approx([kept[0]] * len(kept))
+        top = max(range(len(p)), key=p.__getitem__)
+        if top == y:
+            assert q[y] == pytest.approx(min(1.0, p[y] + 0.2))
+        else:
+            wrong += 1
+            assert q[y] - q[top] == pytest.approx(0.2)
+    assert 20 < wrong < 180
