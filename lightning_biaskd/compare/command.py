@@ -5,18 +5,22 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 
+import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]  # public, if not in its __all__
 
 from lightning_biaskd.command_line.arguments import BriefParser
 from lightning_biaskd.compare import intervals
+from lightning_biaskd.compare.chosen import write_chosen
 from lightning_biaskd.compare.curves import draw
 from lightning_biaskd.compare.folder import RESULT, result_in
 from lightning_biaskd.compare.matrix import Matrix, Run
 from lightning_biaskd.compare.page import page
 from lightning_biaskd.compare.scheduler import Outcome, outcome_so_far, run_matrix, runs_of
 from lightning_biaskd.compare.table import csv_table, latex_table, legend, markdown_table
+from lightning_biaskd.compare.verdict import verdicts
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import written_whole
 from lightning_biaskd.plotting import require_matplotlib
@@ -36,7 +40,8 @@ def compare(
 
     In ``output``: ``report.html``, ``report.md``, ``report.tex``, ``results.csv``, ``curves`` and ``intervals`` as
     ``.png`` and ``.svg``, and a folder for each run under ``runs`` with its ``config.yaml``, ``run.log``, checkpoints
-    and ``result.json``. The report is updated while runs go on.
+    and ``result.json``. The report is updated while runs go on. It ends with a verdict: the row that is best on
+    validation images and its differences to the matrix's ``baselines``; ``chosen.yaml`` is its configuration.
 
     Args:
         matrix: what to run.
@@ -67,11 +72,12 @@ def compare(
 
 
 def write_report(matrix: Matrix, outcome: Outcome, output: Path, title: str | None = None) -> None:
-    """Writes the files of the report."""
+    """Writes the files of the report and the configuration of the row that is best; notes the verdict."""
     output.mkdir(parents=True, exist_ok=True)
     title = title or f"Comparison by {' and '.join(matrix.axes)}"
     facts = _facts(matrix, outcome)
     differences = intervals.draw(matrix, outcome.results)
+    outcome.verdict = _verdict(matrix, outcome, output)
     failed = [f"- {run.label}: {line}" for run, line in outcome.failures.items()]
     markdown = [
         f"# {title}",
@@ -82,6 +88,7 @@ def write_report(matrix: Matrix, outcome: Outcome, output: Path, title: str | No
         *(["![differences](intervals.png)"] if differences is not None else []),
         "![curves](curves.png)",
         "Every run by hand is a line `command` of [results.csv](results.csv).",
+        *(["## Verdict", *outcome.verdict] if outcome.verdict else []),
     ]
     for name, figure in (("curves", draw(matrix, outcome.results)), ("intervals", differences)):
         for form in ("png", "svg"):
@@ -99,6 +106,15 @@ def write_report(matrix: Matrix, outcome: Outcome, output: Path, title: str | No
             file.write(text)
 
 
+def _verdict(matrix: Matrix, outcome: Outcome, output: Path) -> list[str]:
+    told = []
+    for verdict in verdicts(matrix, outcome.results):
+        path = write_chosen(verdict, outcome.results, output)
+        how = "" if path is None else f" To train it again: {shlex.join(['biaskd', 'fit', '-c', str(path)])}"
+        told.append(verdict.text + how)
+    return told
+
+
 def _facts(matrix: Matrix, outcome: Outcome) -> list[str]:
     found = list(outcome.results.values())
     hours = sum(result["seconds"] for result in found) / 3600
@@ -111,7 +127,8 @@ def _facts(matrix: Matrix, outcome: Outcome) -> list[str]:
 def parser() -> BriefParser:
     """The parser of the command."""
     built = BriefParser(prog="biaskd compare", description="Run a matrix of trainings, and report on it.")
-    built.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file of the matrix.")
+    told = "YAML file of the matrix. Files of data and pair after it are added to its base."
+    built.add_argument("-c", "--config", action=ActionConfigFile, help=told)
     built.add_class_arguments(Matrix, as_group=False)
     built.add_argument("--output", type=str, default="compare", help="Folder for the runs and the report.")
     built.add_argument("--title", type=str | None, default=None, help="Of the report.")
@@ -127,12 +144,42 @@ def parser() -> BriefParser:
 def parsed(arguments: list[str]) -> tuple[Matrix, Namespace]:
     """The matrix and the options of the command.
 
+    Args:
+        arguments: those after ``compare``. Files after ``-c`` that configure a run, not a matrix, are added to the
+            matrix's ``base``.
+
     Raises:
         UserError: what is wrong with the matrix.
     """
     built = parser()
+    arguments, files = _without_files_of_runs(arguments)
     options = built.instantiate_classes(built.parse_args(arguments))
+    options.base += files
     return Matrix(**{field.name: options[field.name] for field in fields(Matrix)}), options
+
+
+def _without_files_of_runs(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without the files that ``-c`` names and that configure a run, and these files."""
+    kept, files, words = list[str](), list[str](), iter(arguments)
+    for word in words:
+        flag, inline, value = word.partition("=")
+        if flag not in ("-c", "--config"):
+            kept.append(word)
+            continue
+        named = [value] if inline else list(islice(words, 1))
+        if named and _configures_a_run(Path(named[0])):
+            files += named
+        else:
+            kept += [flag, *named]
+    return kept, files
+
+
+def _configures_a_run(path: Path) -> bool:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False  # the parser says what is wrong with it
+    return isinstance(content, dict) and bool({"data", "model", "trainer"} & content.keys()) and "axes" not in content
 
 
 def commands(matrix: Matrix, output: Path, arguments: list[str]) -> list[str]:
@@ -190,6 +237,7 @@ def run(arguments: list[str]) -> int:
         outcome = outcome_so_far(matrix, output)
         write_report(matrix, outcome, output, options.title)
         print(f"{len(outcome.results)} of {len(runs_of(matrix))} runs are in {output / 'report.html'}")
+        print(*outcome.verdict, sep="\n")
         return 0
     try:
         if options.run is not None:
@@ -203,4 +251,5 @@ def run(arguments: list[str]) -> int:
     print(f"\n{markdown_table(matrix, outcome.results)}\n\n{output / 'report.html'}")
     for failed, line in outcome.failures.items():
         print(f"failed: {failed.label}: {line}")
+    print("", *outcome.verdict, sep="\n")
     return 1 if outcome.failures else 0

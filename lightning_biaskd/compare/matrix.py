@@ -62,6 +62,7 @@ class Matrix:
                 flags: {model.kd_weight: 0.5}
               - pick: {method: alone, bias: none}              # in addition to the product
             reference: {bias: none}                            # each row against the same without the strategy
+            baselines: {alone: {method: alone, bias: none}, plain: {method: kd, bias: none}}    # for the verdict
 
     Args:
         axes: by axis, its names and what each stands for: a YAML file, a list of files, flags, or null for nothing.
@@ -74,6 +75,9 @@ class Matrix:
         reference: names by axis: the row that differences are taken to. On the other axes it is the same as the row
             that is compared, so ``{bias: none}`` is each method's plain form and ``{method: kd, bias: none}`` is plain
             KD.
+        baselines: rows that the verdict compares the best row to, by name, each given as ``reference`` is:
+            ``{alone: {method: alone, bias: none}, plain: {method: kd, bias: none}}``. There is one verdict for each
+            name on an axis that no baseline names, such as ``data`` here. Left out, it is the reference row alone.
         lines: the axis whose names are the lines of a panel of curves, while the others' names are the panels; if left
             out, the last of ``reference``, or the last of all.
     """
@@ -84,12 +88,15 @@ class Matrix:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     rows: list[Block] = field(default_factory=list)
     reference: dict[str, str] = field(default_factory=dict)
+    baselines: dict[str, dict[str, str]] = field(default_factory=dict)
     lines: str | None = None
 
     def __post_init__(self) -> None:
         if not self.axes or not all(self.axes.values()):
             raise UserError("axes: give at least one axis, and each at least one name")
         self._check_names("reference", self.reference)
+        for name, names in self.baselines.items():
+            self._check_names(f"baselines.{name}", names)
         for number, block in enumerate(self.rows):
             self._check_names(f"rows[{number}].pick", block.pick)
         if self.lines is None:
@@ -136,9 +143,13 @@ class Matrix:
 
     def reference_of(self, row: Row) -> Row | None:
         """The row that another is compared to; ``None`` if there is none, or it is that row."""
-        wanted = {**row.names, **self.reference}
-        found = next((other for other in self.expanded() if other.names == wanted), None)
-        return None if not self.reference or found is None or found.names == row.names else found
+        found = self.row_like(row, self.reference)
+        return None if found is None or found.names == row.names else found
+
+    def row_like(self, row: Row, names: Mapping[str, str]) -> Row | None:
+        """The row that has other names on some axes and is the same on all others; ``None`` if there is none."""
+        wanted = {**row.names, **names}
+        return next((other for other in self.expanded() if other.names == wanted), None)
 
 
 @dataclass(frozen=True)
@@ -165,7 +176,7 @@ class Row:
     @property
     def folder(self) -> str:
         """For the file system."""
-        return ",".join(f"{axis}={name}" for axis, name in self.names.items()).translate(_UNSAFE)
+        return folder_of(self.names)
 
     def runs(self) -> Iterator[Run]:
         """One run for each seed."""
@@ -206,9 +217,19 @@ class Run:
             digest.update(_named(value))
         return digest.hexdigest()[:10]
 
-    def folder(self, output: Path) -> Path:
-        """Where its result lies. Another configuration has another folder, so nothing stale is ever taken for done."""
-        return output / "runs" / self.row.folder / f"seed{self.seed}-{self.fingerprint}"
+    def folder(self, output: Path, fingerprint: str | None = None) -> Path:
+        """Where its result lies. Another configuration has another folder, so nothing stale is ever taken for done.
+
+        Args:
+            output: folder of the comparison.
+            fingerprint: that of a result; ``None`` for that of the files as they are now.
+        """
+        return output / "runs" / self.row.folder / f"seed{self.seed}-{fingerprint or self.fingerprint}"
+
+
+def folder_of(names: Mapping[str, str]) -> str:
+    """A name of a file or folder that stands for names by axis."""
+    return ",".join(f"{axis}={name}" for axis, name in names.items()).translate(_UNSAFE)
 
 
 _UNSAFE = {ord(sign): "-" for sign in '/\\:*?"<>| '}

@@ -63,7 +63,8 @@ def fragment(matrix: Matrix, outcome: Outcome) -> str:
     """The table alone, as a notebook shows it."""
     failed = "".join(f"<li>{escape(run.label)}: {escape(line)}</li>" for run, line in outcome.failures.items())
     told = "".join(f"<li>{escape(line)}</li>" for line in legend(matrix))
-    return f"{_table(matrix, outcome)}{f'<p>Failed:</p><ul>{failed}</ul>' if failed else ''}<ul>{told}</ul>"
+    failures = f"<p>Failed:</p><ul>{failed}</ul>" if failed else ""
+    return f"{_table(matrix, outcome)}{failures}<ul>{told}</ul>{_verdict(outcome)}"
 
 
 def page(title: str, matrix: Matrix, outcome: Outcome, facts: list[str]) -> str:
@@ -109,6 +110,7 @@ def page(title: str, matrix: Matrix, outcome: Outcome, facts: list[str]) -> str:
 <figure>{picture}</figure>
 <h2>Every run by hand</h2>
 <details><summary>{len(commands.splitlines())} commands</summary><pre>{escape(commands)}</pre></details>
+{f"<h2>Verdict</h2>{_verdict(outcome)}" if outcome.verdict else ""}
 <script>{_SCRIPT}</script>
 </body>
 </html>
@@ -125,6 +127,10 @@ def _labelled(figure: Figure, caption: str) -> str:
     """A picture with its caption."""
     picture = svg(figure).replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
     return f"{picture}<figcaption>{escape(caption)}</figcaption>"
+
+
+def _verdict(outcome: Outcome) -> str:
+    return "".join(f"<p>{escape(paragraph)}</p>" for paragraph in outcome.verdict)
 
 
 def _table(matrix: Matrix, outcome: Outcome) -> str:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -36,11 +36,13 @@ class Outcome:
         results: by run, as in ``result.json``; those that are done.
         failures: by run, one line.
         matrix: what was run; a notebook shows the outcome as a table by it.
+        verdict: a paragraph for each setting, once a report is written.
     """
 
     results: dict[Run, dict[str, Any]]
     failures: dict[Run, str]
     matrix: Matrix | None = None
+    verdict: list[str] = field(default_factory=list)
 
     def _repr_html_(self) -> str | None:
         from lightning_biaskd.compare.page import fragment  # it draws, which running doesn't need
@@ -95,7 +97,12 @@ def run_matrix(
         try:
             check(run.words())
         except UserError as error:
-            raise UserError(f"{row.label}: {error}") from error
+            hint = (
+                ""
+                if matrix.base
+                else "the matrix has no base; list data and pair after it, -c DATA.yaml -c PAIR.yaml: "
+            )
+            raise UserError(f"{row.label}: {hint}{error}") from error
     devices = _devices()
     jobs = jobs or max(1, len(devices))
     threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, _cores() // jobs)

@@ -56,21 +56,23 @@ def _line(row: Row, reference: Row | None, results: Results) -> Line:
     found = [results[run] for run in runs]
     tables = [Contingency.of(result["last"]) for result in found if set(_COUNTS) <= set(result["last"])]
 
-    def accuracies(of: Row) -> dict[int, float]:
-        return {run.seed: 100 * results[run]["last"]["acc1"] for run in of.runs() if run in results}
-
     return Line(
         row,
         runs,
-        summary(list(accuracies(row).values())),
+        summary(list(accuracies(row, results).values())),
         _known([100 * result["best"]["acc1"] for result in found if "best" in result]),
-        paired_difference(accuracies(row), accuracies(reference)) if reference is not None else None,
+        None if reference is None else paired_difference(accuracies(row, results), accuracies(reference, results)),
         _known([100 * table.teacher_accuracy for table in tables]),
         _known([100 * table.on_teacher_right for table in tables]),
         _known([100 * table.on_teacher_wrong for table in tables]),
         _known([100 * result["wrong_rate"] for result in found if result["wrong_rate"] is not None]),
         summary([result["seconds"] / 60 for result in found]).mean,
     )
+
+
+def accuracies(row: Row, results: Results) -> dict[int, float]:
+    """By seed: accuracy on the test images after the last epoch, in percent."""
+    return {run.seed: 100 * results[run]["last"]["acc1"] for run in row.runs() if run in results}
 
 
 def _known(values: list[float]) -> Summary:

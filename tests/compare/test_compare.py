@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from html import escape
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lightning_biaskd.__main__ import main
-from lightning_biaskd.command_line.shipped import shipped
+from lightning_biaskd.command_line.shipped import CONFIGS, shipped
 from lightning_biaskd.compare import folder, scheduler
 from lightning_biaskd.compare.worker import resumable
 
@@ -56,7 +57,7 @@ def results():
 
 
 def test_a_matrix_is_run_reported_and_not_run_again(capsys):
-    write_matrix()
+    write_matrix(baselines={"plain": {"bias": "none"}})
     assert compare("--jobs", "2") == 0
     found = results()
     assert set(found) == {("none", 0), ("none", 1), ("swap", 0), ("swap", 1)}
@@ -73,6 +74,10 @@ def test_a_matrix_is_run_reported_and_not_run_again(capsys):
     out = capsys.readouterr().out
     assert "| swap | 2 |" in out
     assert "4 of 4 runs" in out
+    verdict = out.rstrip().splitlines()[-1]
+    assert verdict.startswith("Best on validation images: ")
+    assert verdict.endswith("To train it again: biaskd fit -c out/chosen.yaml")
+    assert escape(verdict) in page
     for place in Path("out/runs/bias=none").iterdir():
         assert {"config.yaml", "run.log", "metrics.csv", "checkpoints"} <= {path.name for path in place.iterdir()}
     before = {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*")}
@@ -86,6 +91,34 @@ def test_a_matrix_is_run_reported_and_not_run_again(capsys):
     (by_hand,) = [row["test/acc1"] for row in csv.DictReader(metrics) if row.get("test/acc1")]
     assert (rows[3]["bias"], rows[3]["seed"]) == ("swap", "1")
     assert float(by_hand) == float(rows[3]["acc1_last"])
+    # the chosen configuration ends as its run did, and writes nothing elsewhere
+    main(["fit", "-c", "out/chosen.yaml", "--test_after_fit=true", "--trainer.enable_progress_bar=false"])
+    (folder,) = Path("out/chosen").rglob("version_0")
+    metrics = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+    (accuracy,) = [line["test/acc1"] for line in metrics if line.get("test/acc1")]
+    row = re.match(r"Best on validation images: (\w+), with", verdict)[1]
+    assert ("This is the baseline plain itself." in verdict) == (row == "none")
+    assert float(accuracy) == found[row, 0]["last"]["acc1"]
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    main(["fit", "-c", "out/chosen.yaml", "--trainer.max_epochs=1"])
+    assert (folder.parent / "version_1" / "checkpoints" / "last.ckpt").is_file()
+    assert {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*")} == before
+    assert len(list(Path("runs").rglob("version_*"))) == 1  # the run by hand
+
+
+def test_a_pair_and_its_data_are_put_behind_the_shipped_matrix(capsys):
+    Path("mine.yaml").write_text(Path(shipped("configs/pair/digits_resnet8_resnet8quarter.yaml")).read_text())
+    Path("mine.yaml").write_text(Path("mine.yaml").read_text().replace("../parts", str(CONFIGS / "parts")))
+    flags = json.dumps({**SHORT, "trainer.max_epochs": 1})
+    files = ["-c", "configs/matrix/choose.yaml", "-c", "configs/data/digits.yaml", "-c", "mine.yaml"]
+    with pytest.raises(SystemExit) as end:
+        main(["compare", *files, "--output", "out", "--flags", flags, "--seeds", "[0]", "--threads", "1"])
+    assert end.value.code == 0
+    assert set(results()) == {(form, 0) for form in ("alone", "plain", "recommended", "paper")}
+    verdict = capsys.readouterr().out.rstrip().splitlines()[-1]
+    assert "one seed can't tell them apart" in verdict
+    content = yaml.safe_load(Path("out/chosen.yaml").read_text())
+    assert content["model"]["init_args"]["student"]["init_args"]["widths"] == [4, 4, 8, 16]
 
 
 def test_another_configuration_is_another_run(capsys):

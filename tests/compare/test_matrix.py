@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from lightning_biaskd import UserError
-from lightning_biaskd.command_line.shipped import CONFIGS
+from lightning_biaskd.command_line.shipped import CONFIGS, shipped
 from lightning_biaskd.compare import Block, Matrix
 from lightning_biaskd.compare.command import parsed
-from lightning_biaskd.compare.scheduler import runs_of
+from lightning_biaskd.compare.scheduler import run_matrix, runs_of
 from lightning_biaskd.compare.worker import check
 
 AXES = {
@@ -172,6 +172,7 @@ def test_a_missing_file_is_one_line():
         next(Matrix({"a": {"b": "nowhere.yaml"}}).expanded()[0].runs()).fingerprint  # noqa: B018
 
 
+PAIR = "configs/pair/digits_resnet8_resnet8quarter.yaml"
 MATRICES = [*(CONFIGS / "matrix").glob("*.yaml"), *(CONFIGS / "evidence").glob("*.yaml")]
 
 
@@ -179,6 +180,24 @@ MATRICES = [*(CONFIGS / "matrix").glob("*.yaml"), *(CONFIGS / "evidence").glob("
     "path", sorted(path for path in MATRICES if "axes:" in path.read_text()), ids=lambda path: path.stem
 )
 def test_every_shipped_matrix_parses_down_to_its_runs(path):
-    matrix, _ = parsed(["-c", str(path)])
+    files = [] if "base:" in path.read_text() else ["configs/data/digits.yaml", PAIR]
+    matrix, _ = parsed(["-c", str(path), *(word for file in files for word in ("-c", shipped(file)))])
     for row in matrix.expanded():
         check(next(row.runs()).words())
+
+
+def test_files_of_data_and_pair_are_added_to_the_base(tmp_path):
+    (tmp_path / "mine.yaml").write_text("{base: [first.yaml], axes: {a: {b: null}}}")
+    for name in ("data", "model"):
+        (tmp_path / f"{name}.yaml").write_text(f"{name}: {{}}")
+    mine, data, model = (str(tmp_path / f"{name}.yaml") for name in ("mine", "data", "model"))
+    for words in (["-c", mine, "-c", data, f"--config={model}"], ["-c", data, f"-c={mine}", "--config", model]):
+        found, _ = parsed([*words, "--seeds", "[4]"])
+        assert (found.base, found.seeds) == (["first.yaml", data, model], [4])
+        (row,) = found.expanded()
+        assert row.files == ("first.yaml", data, model)
+
+
+def test_a_matrix_without_data_and_pair_says_how_to_name_them(tmp_path):
+    with pytest.raises(UserError, match=r"alone: the matrix has no base; list data and pair after it, -c DATA.yaml"):
+        run_matrix(parsed(["-c", str(CONFIGS / "matrix" / "choose.yaml")])[0], tmp_path)
