@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import written_whole
 
 try:
@@ -70,6 +71,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     Raises:
         BusyError: another process is there.
+        UserError: the file system has no locks.
     """
     if fcntl is None:
         yield
@@ -79,6 +81,11 @@ def alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyError(f"another process is at work in {folder}") from None
+        except OSError as error:
+            raise UserError(
+                f"files in {folder} can't be locked ({error.strerror}), so two processes could do the same run: choose "
+                "an --output on a file system with locks, for example by the mount option flock"
+            ) from error
         yield
 
 

@@ -1,6 +1,7 @@
 """``biaskd compare`` on digits, in real processes: done, resumed, failed, killed."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from html import escape
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_biaskd import UserError
 from lightning_biaskd.__main__ import main
 from lightning_biaskd.command_line.shipped import CONFIGS, shipped
 from lightning_biaskd.compare import folder, scheduler
@@ -316,6 +319,48 @@ def test_a_list_has_a_command_for_each_missing_run(capsys):
     assert "the matrix has no run 'bias=swap/seed0-0000000000'" in capsys.readouterr().err
 
 
+def pool(lines):
+    """Runs the commands of ``--list`` one after the other in a shell, as a scheduler does."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    biaskd = shlex.join([sys.executable, "-m", "lightning_biaskd"])
+    script = "\n".join(line.replace("biaskd", biaskd, 1) for line in lines)
+    return subprocess.Popen(["sh", "-c", script], env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+
+
+def test_two_schedulers_share_a_folder_and_one_of_them_is_killed(capfd):
+    epochs = 20
+    write_matrix(seeds=[0], flags={**SHORT, "trainer.max_epochs": epochs})
+    assert compare("--list") == 0
+    lines = capfd.readouterr().out.splitlines()
+    one, first = pool(lines), Path("out/runs/bias=none")
+
+    def kill():
+        wait_for(lambda: list(first.rglob("last.ckpt")), 200)
+        os.killpg(one.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    wait_for(lambda: list(first.rglob(".lock")), 200)
+    for line in reversed(lines):  # the other takes the same list from its end, and gets to the run of the first
+        with pytest.raises(SystemExit) as end:
+            main(shlex.split(line)[1:])
+        assert end.value.code == 0
+        assert compare("--report") == 0  # of whatever is there
+        assert len(list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))) == len(results())
+    killer.join()
+    assert one.wait() == -signal.SIGKILL
+    found = results()
+    assert set(found) == {("none", 0), ("swap", 0)}
+    assert found["none", 0]["resumed"]
+    assert [list(map(int, result["validation"])) for result in found.values()] == [list(range(1, epochs + 1))] * 2
+    assert logged("bias=none") == logged("bias=swap")
+    out = capfd.readouterr().out
+    assert "2 of 2 runs are in" in out
+    assert out.rstrip().splitlines()[-1].startswith("Best on validation images: ")
+    assert compare("--list") == 0
+    assert not capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     "damage", [b'{"last": {"acc1"', b"\xff\xfe", b"[]", b"{}", b'{"last": {"acc1": "high"}}', b"[" * 10**5]
 )
@@ -346,3 +391,13 @@ def test_a_taken_folder_is_left_alone(tmp_path):
         with pytest.raises(folder.BusyError), folder.alone_in(tmp_path):
             pass
     assert not folder.is_taken(tmp_path)
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(folder.fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"can't be locked \(Function not implemented\).*choose an --output on"):
+        with folder.alone_in(tmp_path):
+            pass
