@@ -398,6 +398,6 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(folder.fcntl, "flock", flock)
-    with pytest.raises(UserError, match=r"can't be locked \(Function not implemented\).*choose an --output on"):
-        with folder.alone_in(tmp_path):
-            pass
+    match = r"can't be locked \(Function not implemented\).*choose an --output on"
+    with pytest.raises(UserError, match=match), folder.alone_in(tmp_path):
+        pass
