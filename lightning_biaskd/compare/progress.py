@@ -65,7 +65,8 @@ class MatrixProgress:
     def told(self, line: str, shares: dict[str, float], waiting: int) -> None:
         """Prints what became of a run."""
         words = [self._counted(waiting + len(shares)), self.left(shares, waiting)]
-        self.console.print(f"[{', '.join(word for word in words if word)}] {line}", markup=False, highlight=False)
+        text = f"[{', '.join(word for word in words if word)}] {line}"
+        self.console.print(text, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def left(self, shares: dict[str, float], waiting: int) -> str:
         """The time that the rest will take, if it goes on as so far."""

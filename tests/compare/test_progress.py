@@ -21,3 +21,9 @@ def test_lines_count_runs_that_were_done_before(capsys):
     out = capsys.readouterr().out
     assert "5 of 15 runs were done before" in out
     assert "[11 of 15 runs, about 1 min left] kd, seed 0: 90.00 %" in out
+
+
+def test_a_line_in_a_log_is_one_line(capsys):
+    with MatrixProgress(done=0, missing=10) as matrix:
+        matrix.told("a row with a long name, another axis with a long name, seed 0: 50.95 % in 0:47", {}, waiting=9)
+    assert len(capsys.readouterr().out.splitlines()) == 1
