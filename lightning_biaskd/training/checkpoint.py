@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import remove_stale_drafts, written_whole
 from lightning_biaskd.networks.weights import locate, read
+
+_OF_SPAWNED_PROCESSES = ".temp.ckpt"
+"""The file in which processes that Lightning spawned or forked hand their weights back."""
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -67,12 +71,23 @@ class DurableCheckpointIO(TorchCheckpointIO):
             fault = "is a folder" if place.is_dir() else fault
             raise UserError(f"the checkpoint '{path}' {fault}: {remedy}")
         content = read(place)
-        if not is_checkpoint(content):
+        if not is_checkpoint(content) and place.name != _OF_SPAWNED_PROCESSES:
             raise UserError(
                 f"'{path}' holds weights and is no checkpoint of a run: give it as the network's weights "
                 "(--model.weights, --model.student_weights or load_weights)"
             )
         return content  # type: ignore[no-any-return]
+
+
+def make_durable(strategy: Strategy) -> None:
+    """Puts :class:`DurableCheckpointIO` in place of Lightning's default, also inside ``AsyncCheckpointIO``."""
+    plugin: Any = strategy.checkpoint_io
+    if type(plugin) is TorchCheckpointIO:
+        strategy.checkpoint_io = DurableCheckpointIO()
+    while (inner := getattr(plugin, "_checkpoint_io", None)) is not None:
+        if type(inner) is TorchCheckpointIO:
+            plugin._checkpoint_io = DurableCheckpointIO()
+        plugin = inner
 
 
 def is_checkpoint(content: Any) -> bool:
