@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
 
 def make_durable(strategy: Strategy) -> None:
-    """Puts :class:`DurableCheckpointIO` in place of Lightning's default, also inside ``AsyncCheckpointIO``."""
+    """Puts :class:`DurableCheckpointIO` in place of Lightning's default, also inside ``AsyncCheckpointIO``.
+
+    A strategy that reads files itself then reads plain values only.
+    """
     plugin: Any = strategy.checkpoint_io
     if type(plugin) is TorchCheckpointIO:
         strategy.checkpoint_io = DurableCheckpointIO()
@@ -88,6 +92,12 @@ def make_durable(strategy: Strategy) -> None:
         if type(inner) is TorchCheckpointIO:
             plugin._checkpoint_io = DurableCheckpointIO()
         plugin = inner
+    if type(strategy).load_checkpoint is not Strategy.load_checkpoint:  # it reads files without any plugin
+        strategy.load_checkpoint = partial(_load_plain_values, strategy)  # type: ignore[method-assign]
+
+
+def _load_plain_values(strategy: Strategy, path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+    return type(strategy).load_checkpoint(strategy, path, weights_only=True)
 
 
 def is_checkpoint(content: Any) -> bool:
