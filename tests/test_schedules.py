@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+from lightning.pytorch.cli import ReduceLROnPlateau
 from tiny import TinyData, network
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, MultiStepLR, OneCycleLR, PolynomialLR
 
@@ -65,6 +66,13 @@ def test_a_schedule_of_another_length_is_said(schedule, interval, run, words, tr
     (line,) = said(trainer, schedule, interval, **run)
     assert words in line
     assert "CosineOverRun or StepsOverRun" in line
+
+
+def test_a_plateau_is_looked_for_where_there_was_a_validation(trainer):
+    schedule = {"lr_scheduler": lambda o: ReduceLROnPlateau(o, "val/acc1")}
+    run = trainer(max_epochs=4, check_val_every_n_epoch=2, num_sanity_val_steps=0)
+    run.fit(ClassificationModule(network(), **schedule), TinyData())
+    assert run.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
 
 @pytest.mark.parametrize(
