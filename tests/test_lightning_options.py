@@ -1,5 +1,8 @@
 """What Lightning offers, from the command line."""
 
+import shutil
+import subprocess
+
 import pytest
 import yaml
 
@@ -76,3 +79,15 @@ def test_a_plateau_of_nothing_is_one_line(arguments, says, capsys):
     with pytest.raises(SystemExit):
         main(["fit", *FAST, *arguments])
     assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_shell_completes_every_word(capsys):
+    main(["words"])
+    words = capsys.readouterr().out
+    begun = {"fi": "fit", "comp": "compare", "--trainer.max_ep": "--trainer.max_epochs", "DK": "DKD", "EM": "EMA"}
+    begun |= {"--model.kd_": "--model.kd_weight", "--data.val_": "--data.val_split"}
+    begun |= {"configs/q": "configs/quickstart.yaml"}
+    script = "\n".join(f'compgen -W "$WORDS" -- {word}' for word in begun)
+    run = subprocess.run(["bash", "-c", script], env={"WORDS": words}, capture_output=True, text=True)
+    assert set(begun.values()) <= set(run.stdout.split())
