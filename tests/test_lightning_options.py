@@ -48,15 +48,6 @@ def test_a_timer_without_arguments(capsys):
     assert again(capsys)["interval"] == "step"
 
 
-@pytest.mark.parametrize("network", ["--model.student", "--model.teacher"])
-def test_null_is_null_in_a_nested_class(network, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["fit", network, "torchvision.models.resnet18", f"{network}.weights", "null", "--print_config"])
-    assert end.value.code == 0
-    net = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"][network.removeprefix("--model.")]
-    assert net["init_args"]["weights"] is None
-
-
 PLATEAU = [
     "--model.lr_scheduler",
     "lightning.pytorch.cli.ReduceLROnPlateau",
