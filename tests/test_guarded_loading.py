@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from tiny import snapshot, unchanged
 
 from lightning_biaskd import ClassificationModule, DistillationModule, UserError, load_student, load_weights
@@ -13,6 +14,7 @@ from lightning_biaskd.__main__ import main
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.distillers import WKD
 from lightning_biaskd.models import resnet8
+from lightning_biaskd.training.checkpoint import make_durable
 
 
 class Trap:
@@ -73,6 +75,29 @@ def test_no_command_runs_it(command, weights_only, source, sprung, tmp_path, mon
     assert last.startswith("biaskd: error:")
     assert "pickled code" in last or "names no digest" in last
     assert not sprung.exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_no_plugin_around_the_loading_runs_it(command, source, sprung, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    quiet = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--weights_only", "false"]
+    flags = ["--trainer.plugins", "AsyncCheckpointIO"]
+    with pytest.raises(SystemExit):
+        main([command, "-c", "configs/quickstart.yaml", "--ckpt_path", source, *quiet, *flags])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "pickled code" in last or "names no digest" in last
+    assert not sprung.exists()
+
+
+def test_a_strategy_that_reads_files_itself_is_never_told_to_run_code(monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        ModelParallelStrategy, "load_checkpoint", lambda self, path, weights_only=None: told.append(weights_only)
+    )
+    strategy = ModelParallelStrategy(1, 1)
+    make_durable(strategy)
+    strategy.load_checkpoint("run.ckpt", weights_only=False)
+    assert told == [True]
 
 
 def trained(function, source):

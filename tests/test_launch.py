@@ -201,7 +201,9 @@ def test_a_notebook_gets_the_weights_back(tmp_path):
     code = """
         module = DistillationModule(network(width=4), network(width=8), DKD(), BiasStrategy("swap"))
         before, teacher = snapshot(module.student), snapshot(module.teacher.model)
-        trainer = Trainer(devices=2, strategy="ddp_notebook", max_epochs=1, enable_checkpointing=False, **quiet)
+        from lightning_biaskd.training.checkpoint import DurableCheckpointIO
+        trainer = Trainer(devices=2, strategy="ddp_notebook", max_epochs=1, enable_checkpointing=False,
+                          plugins=[DurableCheckpointIO()], **quiet)  # as on the command line
         trainer.fit(module, TinyData(batch_size=4))
         assert not unchanged(before, module.student)
         assert unchanged(teacher, module.teacher.model)
@@ -220,6 +222,38 @@ def test_a_static_graph_does_not_accumulate(static, batches, refused, trainer):
             check_accumulation(run)
     else:
         check_accumulation(run)
+
+
+@pytest.mark.parametrize("receivers", [[0, 1], [1]], ids=["both", "one"])
+def test_a_signal_to_the_ranks_stops_all_of_them_with_a_checkpoint(receivers, tmp_path):
+    """Without a launcher that would stop the others."""
+    code = f"""
+        import signal
+        from lightning.pytorch.callbacks import ModelCheckpoint
+        rank = int(os.environ["RANK"])
+        class Term(Callback):
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+                if batch_idx == 2 and rank in {receivers}:
+                    os.kill(os.getpid(), signal.SIGTERM)
+        stopped = ModelCheckpoint("ckpt", "stopped", every_n_train_steps=1000, save_on_exception=True)
+        trainer = Trainer(devices=2, strategy=DDPStrategy(process_group_backend="gloo"), max_epochs=9,
+                          limit_val_batches=0, callbacks=[Term(), stopped], **quiet)
+        trainer.fit(DistillationModule(network(), network(width=8)), TinyData(batch_size=4))
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(SHARED) + textwrap.dedent(code))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = []
+    for rank in ("0", "1"):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        names |= {"GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+        program = [sys.executable, "program.py"]
+        ranks.append(subprocess.Popen(program, cwd=tmp_path, env=ENVIRONMENT | names, stderr=subprocess.PIPE))
+    said = [process.communicate(timeout=120)[1].decode() for process in ranks]
+    # of a machine, the first process tells the status; a launcher kills it where another one fails before it
+    assert [process.returncode for process in ranks] == [143, 0], said
+    assert torch.load(tmp_path / "ckpt/stopped.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_two_nodes_on_loopback_train_the_quickstart(tmp_path):

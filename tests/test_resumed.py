@@ -8,7 +8,7 @@ import pytest
 import torch
 from bitwise import differing, same
 from lightning.pytorch import Callback, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from tiny import network
 
@@ -200,6 +200,42 @@ def test_two_callbacks_for_one_thing(trainer):
     with pytest.warns(UserWarning, match="EMA is given twice"):
         assert without_copies([first, ModelCheckpoint(), second])[1:] == [second]
     assert len(without_copies([ModelCheckpoint(monitor="a"), ModelCheckpoint(monitor="b")])) == 2
+
+
+def test_a_validation_or_a_refused_resumption_leaves_nothing_for_the_next_fit(trainer, tmp_path):
+    seed_everything(3, verbose=False)
+    fit(trainer, tmp_path, [At("on_train_batch_start", batch=3)], ema=False)
+    start = tmp_path / "step.ckpt"  # of the middle of an epoch
+    ends = []
+    for what in ("nothing", "validate", "refused"):
+        student, images = module(), DigitsDataModule(batch_size=32, train_size=150)
+        before = {name: value.clone() for name, value in student.state_dict().items()}
+        if what == "validate":
+            trainer().validate(student, images, ckpt_path=start, verbose=False)
+        if what == "refused":
+            seed_everything(1, verbose=False)
+            with pytest.raises(UserError, match="seed_everything 3, not 1"):
+                trainer().fit(student, images, ckpt_path=start)
+        student.load_state_dict(before)
+        batches = []
+        count = LambdaCallback(on_train_batch_end=lambda *args, seen=batches: seen.append(args[-1]))
+        seed_everything(3, verbose=False)
+        trainer(max_epochs=2, callbacks=[count]).fit(student, images)
+        ends.append((batches, student.state_dict(), torch.rand(3)))
+    assert ends[0][0] == [0, 1, 2, 3, 4] * 2
+    assert same(ends[0], ends[1])
+    assert same(ends[0], ends[2])
+
+
+def test_a_loader_that_went_on_begins_at_the_beginning_in_the_next_run():
+    data = DigitsDataModule(batch_size=32, train_size=150)
+    data.setup()
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(1)
+    whole = [batch.index.tolist() for batch in loader]
+    loader.load_state_dict({**loader.state_dict(), "batches": 2})
+    assert [batch.index.tolist() for batch in loader] == whole[2:]
+    assert [batch.index.tolist() for batch in loader] == whole
 
 
 def test_drafts_of_killed_runs_are_removed(tmp_path):

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
 from abc import abstractmethod
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.files import written_whole
 from lightning_biaskd.plotting import require_matplotlib
-from lightning_biaskd.training.run_folder import run_folder
+from lightning_biaskd.training.run_folder import run_folder, write_to
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,24 +152,23 @@ class EpochPicture(History):
 
     def publish(self, trainer: Trainer, figure: Figure) -> None:
         """Writes the file, and gives the picture to loggers and notebook."""
-        path = run_folder(trainer) / f"{self.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
-            figure.savefig(file, format="png")
+        image = io.BytesIO()
+        figure.savefig(image, format="png")
+        path = write_to(run_folder(trainer), f"{self.name}.png", image.getvalue())
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(self.name, figure, trainer.global_step, close=False)
             elif isinstance(logger, WandbLogger):
-                logger.log_image(self.name, [str(path)])
+                logger.log_image(self.name, [path])
             elif isinstance(logger, MLFlowLogger):
-                logger.experiment.log_artifact(logger.run_id, str(path))
-        self._show(path)
+                logger.experiment.log_artifact(logger.run_id, path)
+        self._show(image.getvalue())
 
-    def _show(self, path: Path) -> None:
+    def _show(self, image: bytes) -> None:
         if not in_notebook():
             return
         ipython: Any = import_module("IPython.display")
-        picture = ipython.Image(data=path.read_bytes())
+        picture = ipython.Image(data=image)
         if self._display is None:
             self._display = ipython.display(picture, display_id=True)
         else:

@@ -6,6 +6,7 @@ import inspect
 import re
 from argparse import SUPPRESS
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -20,6 +21,11 @@ class BriefParser(LightningArgumentParser):
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         help_text: str = super().format_help(*args, **kwargs)
         return re.sub(r",\s+known\s+subclasses:\s+torch\.nn\.Module,[^)]*\)", ")", help_text)
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        text: str = super().dump(*args, **kwargs)
+        # a torch.device, or the name of a function that a class looks up itself: as they were given
+        return re.sub(r"Unable to serialize instance ([\w.:]+)", r"\1", text)
 
     def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
         if isinstance(args, list):  # jsonargparse hands a null on to the parser of a nested class as the text None
@@ -41,6 +47,8 @@ class BriefParser(LightningArgumentParser):
         # that a parser finds behind them.
         if _hidden(self._builder, param) and param.default is not inspect.Parameter.empty:
             kwargs["default"] = SUPPRESS
+        elif isinstance(param.default, Enum) and isinstance(param.default, str):
+            kwargs["default"] = param.default.value  # YAML knows no enum, such as that of Lightning's Timer
         super()._add_signature_parameter(container, nested_key, param, *args, **kwargs)
 
     _builder: Callable[..., Any] | None = None

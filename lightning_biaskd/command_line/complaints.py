@@ -67,6 +67,11 @@ _REMEDIES = [
         "--model.optimizer.lr, or let `biaskd compare` do so",
     ),
     (
+        r"modulo by zero",
+        "a number of batches or epochs is 0: accumulate_grad_batches, check_val_every_n_epoch and every_n_… of "
+        "callbacks are 1 or more",
+    ),
+    (
         r"has no attribute .backbone.",
         "BackboneFinetuning needs a module with an attribute `backbone`: subclass DistillationModule and set "
         "self.backbone to the part of the student that it should freeze",

@@ -8,7 +8,6 @@ from typing import Any, Literal, cast
 
 import torch
 from jsonargparse import Namespace
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, RichModelSummary, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -23,10 +22,10 @@ from lightning_biaskd.command_line.retired import read_files_of_version_0_1
 from lightning_biaskd.command_line.shipped import expanded
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.training.callback_copies import without_copies
-from lightning_biaskd.training.checkpoint import DurableCheckpointIO
+from lightning_biaskd.training.checkpoint import make_durable
 from lightning_biaskd.training.last_checkpoint import last_checkpoint
 from lightning_biaskd.training.passes import QUIET
-from lightning_biaskd.training.run_folder import link_last, run_folder
+from lightning_biaskd.training.run_folder import link_last, run_folder, write_to
 
 _CKPT_PATH = (
     "A checkpoint's path, or last: the checkpoint that is furthest in training, of all runs of this name, where their "
@@ -41,9 +40,7 @@ class SaveConfigNextToCheckpoints(SaveConfigCallback):
         super().__init__(parser, config, save_to_log_dir=False)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = run_folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
+        write_to(run_folder(trainer), self.config_filename, self.parser.dump(self.config, skip_none=False).encode())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -118,8 +115,7 @@ class BiasKDCLI(LightningCLI):
         for place, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
             if type(callback) in (ModelSummary, RichModelSummary):
                 trainer.callbacks[place] = DistillationSummary(callback._max_depth)  # type: ignore[attr-defined]
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = DurableCheckpointIO()  # for users' own modules too
+        make_durable(trainer.strategy)  # for users' own modules too
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -154,6 +150,7 @@ def command_line(cli_class: type[BiasKDCLI], arguments: list[str], **kwargs: Any
     """
     read_files_of_version_0_1()
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")  # Lightning 2.6 on newer torch
+    warnings.filterwarnings("ignore", r"\s*Unable to serialize instance [\w.:]+\s*$")  # see BriefParser.dump
     settings: dict[str, Any] = {
         "save_config_callback": SaveConfigNextToCheckpoints,
         "trainer_class": Commands,
@@ -163,8 +160,9 @@ def command_line(cli_class: type[BiasKDCLI], arguments: list[str], **kwargs: Any
             "prog": "biaskd",
             "description": lightning_biaskd.__doc__,
             "version": lightning_biaskd.__version__,
-            "epilog": "Two more commands: biaskd compare -c MATRIX.yaml runs a matrix of trainings and reports on it; "
-            "biaskd list prints the names of methods, networks, data, callbacks and configuration files.",
+            "epilog": "Three more commands: biaskd compare -c MATRIX.yaml runs a matrix of trainings and reports on "
+            "it; biaskd list prints the names of methods, networks, data, callbacks and configuration files; biaskd "
+            "words prints every word, for the completion of the shell.",
         },
     }
     return cli_class(

@@ -114,6 +114,8 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
     def split(self, size: int) -> tuple[Tensor, Tensor]:
         """Indices of the training and validation images, by ``val_split`` and ``seed``."""
         self.num_samples = size
+        if isinstance(self.val_split, float) and not 0 <= self.val_split < 1:
+            raise UserError(f"val_split={self.val_split}: give a share below 1, or a whole number of images")
         held_out = round(self.val_split * size) if self.val_split < 1 else int(self.val_split)
         if not 0 <= held_out < size:
             raise UserError(

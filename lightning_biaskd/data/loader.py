@@ -27,7 +27,10 @@ class EpochSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         order = list(super().__iter__())
         epoch, done = self.start
-        return iter(order[done:] if epoch == self.epoch else order)
+        if epoch != self.epoch:
+            return iter(order)
+        self.start = (-1, 0)  # once: another run of this loader begins at the beginning
+        return iter(order[done:])
 
 
 class ImageLoader(DataLoader[Any]):

@@ -58,6 +58,7 @@ class FrozenTeacher(nn.Module):
     Attributes:
         model: the network itself.
         as_built: whether the network came with its weights, as no ``weights`` were given.
+        told_untrained: whether a warning has said that the network seems untrained.
         fault: why its outputs can't be stored in a cache; ``None`` if they can, or before the first call.
 
     Raises:
@@ -94,6 +95,7 @@ class FrozenTeacher(nn.Module):
                 "logits, or build the network by its code"
             )
         self.as_built = weights is None
+        self.told_untrained = False
         if weights is not None:
             load_weights(model, weights)
         elif callable(load_initial := getattr(model, "_load_initial", None)):  # of a module of ours

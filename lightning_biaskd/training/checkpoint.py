@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import remove_stale_drafts, written_whole
 from lightning_biaskd.networks.weights import locate, read
+
+_OF_SPAWNED_PROCESSES = ".temp.ckpt"
+"""The file in which processes that Lightning spawned or forked hand their weights back."""
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -67,12 +72,32 @@ class DurableCheckpointIO(TorchCheckpointIO):
             fault = "is a folder" if place.is_dir() else fault
             raise UserError(f"the checkpoint '{path}' {fault}: {remedy}")
         content = read(place)
-        if not is_checkpoint(content):
+        if not is_checkpoint(content) and place.name != _OF_SPAWNED_PROCESSES:
             raise UserError(
                 f"'{path}' holds weights and is no checkpoint of a run: give it as the network's weights "
                 "(--model.weights, --model.student_weights or load_weights)"
             )
         return content  # type: ignore[no-any-return]
+
+
+def make_durable(strategy: Strategy) -> None:
+    """Puts :class:`DurableCheckpointIO` in place of Lightning's default, also inside ``AsyncCheckpointIO``.
+
+    A strategy that reads files itself then reads plain values only.
+    """
+    plugin: Any = strategy.checkpoint_io
+    if type(plugin) is TorchCheckpointIO:
+        strategy.checkpoint_io = DurableCheckpointIO()
+    while (inner := getattr(plugin, "_checkpoint_io", None)) is not None:
+        if type(inner) is TorchCheckpointIO:
+            plugin._checkpoint_io = DurableCheckpointIO()
+        plugin = inner
+    if type(strategy).load_checkpoint is not Strategy.load_checkpoint:  # it reads files without any plugin
+        strategy.load_checkpoint = partial(_load_plain_values, strategy)  # type: ignore[method-assign]
+
+
+def _load_plain_values(strategy: Strategy, path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+    return type(strategy).load_checkpoint(strategy, path, weights_only=True)
 
 
 def is_checkpoint(content: Any) -> bool:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import remove_stale_drafts
 from lightning_biaskd.training.checkpoint import newest
-from lightning_biaskd.training.run_folder import run_folder
+from lightning_biaskd.training.run_folder import is_remote, run_folder
 
 
 def last_checkpoint(trainer: Trainer, may_start_new: bool) -> Path | None:
@@ -37,7 +37,7 @@ def last_checkpoint(trainer: Trainer, may_start_new: bool) -> Path | None:
     elif may_start_new:
         rank_zero_info("starting a new run")
     else:
-        places = " or ".join(sorted({f"'{folder}'" for folder, _ in patterns}))
+        places = " or ".join(sorted({f"'{folder}'" for folder, _ in patterns})) or "a folder of this machine"
         raise UserError(f"there is no checkpoint in {places} yet")
     return found
 
@@ -51,14 +51,15 @@ def _patterns(trainer: Trainer) -> list[tuple[Path, str]]:
         depth = (getattr(callback, "filename", None) or "").count("/")  # val/acc1 in a file's name makes a folder
         names = ["*/" * level + "*.ckpt" for level in {0, depth}]
         folder = getattr(callback, "dirpath", None)
-        if folder is not None and "://" in str(folder):
+        if is_remote(folder or run):
+            folder = folder or run
             rank_zero_warn(f"--ckpt_path last doesn't look in the remote folder '{folder}': copy a checkpoint from it")
         elif folder is not None:
             found += [(Path(folder), name) for name in names]
         elif not trainer.loggers:
-            found += [(run, f"checkpoints/{name}") for name in names]
+            found += [(Path(run), f"checkpoints/{name}") for name in names]
         else:
             # a logger without a name shares its folder with other runs
             versions = "*" if trainer.loggers[0].name else "version_*"
-            found += [(run.parent, f"{versions}/checkpoints/{name}") for name in names]
+            found += [(Path(run).parent, f"{versions}/checkpoints/{name}") for name in names]
     return found

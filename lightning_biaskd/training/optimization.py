@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.training.learning_rate import scale_learning_rate
@@ -32,8 +33,16 @@ class OptimizedModule(ResumableModule):
             return optimizer
         scheduler = fitted(scheduler, self.trainer, self.lr_interval)
         schedule = {"scheduler": scheduler, "interval": self.lr_interval}
-        if hasattr(scheduler, "monitor"):  # ReduceLROnPlateau
-            schedule["monitor"] = scheduler.monitor
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if not hasattr(scheduler, "monitor"):  # which Lightning's subclass has
+                raise UserError(
+                    "ReduceLROnPlateau must know which metric it follows: use lightning.pytorch.cli.ReduceLROnPlateau "
+                    "and set its monitor, for example to val/acc1 with mode max"
+                )
+            if self.lr_interval == "step":
+                raise UserError("ReduceLROnPlateau follows the metrics of an epoch: set lr_interval to epoch")
+            # a validation every second epoch gives a metric every second epoch
+            schedule |= {"monitor": scheduler.monitor, "frequency": self.trainer.check_val_every_n_epoch or 1}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:

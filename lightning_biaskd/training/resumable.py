@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
@@ -14,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.guarded_loading import GuardedLoading
 from lightning_biaskd.randomness.state import of_all_processes, own_random_state, random_states
-from lightning_biaskd.training.checkpoint import DurableCheckpointIO
+from lightning_biaskd.training.checkpoint import make_durable
 from lightning_biaskd.training.full_disk import survive_full_disk
 from lightning_biaskd.training.loop_counters import put_right, rest_of
 from lightning_biaskd.training.resumption import Resumption
@@ -35,9 +34,9 @@ class ResumableModule(GuardedLoading, LightningModule):
     _before_validation: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     def setup(self, stage: str) -> None:
-        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            self.trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        make_durable(self.trainer.strategy)
         if stage == TrainerFn.FITTING:
+            self._resumption = self._before_validation = None  # of an earlier run that didn't get far
             self._stop_request = StopRequest(self.trainer)
             survive_full_disk(self.trainer)
 
@@ -98,6 +97,7 @@ class ResumableModule(GuardedLoading, LightningModule):
         if self._resumption is not None:
             now = {**record(self.trainer, self), "max_steps": self._resumption.max_steps}
             compare(self._resumption.run, now, within_epoch=self._resumption.batches > 0)
+            self._resumption.prepare(self.trainer)
 
     def on_train_start(self) -> None:
         if self._resumption is not None:

@@ -31,7 +31,11 @@ class Resumption:
         self._gradients = checkpoint.get("gradients")
         self._metrics: dict[str, float] = checkpoint.get("metrics", {})
         self.max_steps = trainer.max_steps
-        if rest == "iteration" and checkpoint["global_step"] == trainer.max_steps:
+        self._at_the_end = rest == "iteration" and checkpoint["global_step"] == trainer.max_steps
+
+    def prepare(self, trainer: Trainer) -> None:
+        """Called before training starts, once it is clear that the run may go on."""
+        if self._at_the_end:
             trainer.fit_loop.epoch_loop.max_steps += 1  # or Lightning would leave out the end of the last iteration
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:

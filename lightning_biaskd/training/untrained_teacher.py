@@ -8,7 +8,7 @@ from lightning_biaskd.teachers.frozen import FrozenTeacher
 
 
 def warn_of_untrained(teacher: FrozenTeacher, accuracy: float, classes: int) -> None:
-    """Warns if a teacher that was given no weights is about as accurate as chance.
+    """Warns once if a teacher that was given no weights is about as accurate as chance.
 
     Args:
         teacher: the teacher.
@@ -16,7 +16,8 @@ def warn_of_untrained(teacher: FrozenTeacher, accuracy: float, classes: int) -> 
         classes: number of classes.
     """
     chance = (1 + min(1.0, (classes - 1) / 4)) / classes
-    if teacher.as_built and accuracy < chance:
+    if teacher.as_built and accuracy < chance and not teacher.told_untrained:
+        teacher.told_untrained = True
         rank_zero_warn(
             f"the teacher {type(teacher.model).__name__} was given no weights and is right on {accuracy:.1%} of the "
             f"images, near chance ({1 / classes:.1%}): set teacher_weights, or pretrained weights of the network"
