@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from memories import remembering, trained_for_three_steps
+from processes import launch, spawn
 from properties import Setting, trained
 from settings import SETTINGS
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_biaskd import BiasStrategy
+from lightning_biaskd.__main__ import main
 from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.distillers import MLKD, LogitStandardization
 
@@ -96,7 +97,7 @@ def remembered(rank, world):
 def folder(request, tmp_path_factory):
     """What the ranks left."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, (request.param, str(folder)), nprocs=request.param)
+    spawn(run_rank, (request.param, str(folder)), nprocs=request.param)
     return folder
 
 
@@ -135,7 +136,7 @@ def test_without_synchronisation_it_is_another_method(same):
             assert not equal, (case, mode, normalize)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
+@pytest.mark.parametrize("launcher", ["torchrun's environment", "lightning"])
 def test_the_quickstart_runs_on_two_processes(launcher, tmp_path):
     arguments = ["fit", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
     arguments += [
@@ -149,15 +150,15 @@ def test_the_quickstart_runs_on_two_processes(launcher, tmp_path):
         "32",
     ]
     arguments += ["--trainer.callbacks+=BiasMonitor"]
-    program = ["-m", "lightning_biaskd"]
-    if launcher == "torchrun":
-        program = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *program]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    run = subprocess.run(
-        [sys.executable, *program, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("On the test images") == 1
+    if launcher == "lightning":
+        command = [sys.executable, "-m", "lightning_biaskd", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert run.returncode == 0, run.stderr[-3000:]
+        said = run.stdout
+    else:
+        said = "".join(launch(main, arguments, ranks=2, folder=tmp_path))
+    assert said.count("On the test images") == 1
     last = torch.load(tmp_path / "runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 2 * 18  # 1,131 images in batches of 2 x 32
     assert (tmp_path / "cache" / "filled.bin").stat().st_size == 1257 * 10 * 4
