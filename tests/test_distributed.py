@@ -24,11 +24,13 @@ from lightning_biaskd.distillers import MLKD, LogitStandardization
 SIZE, CLASSES = 8, 6
 CASES = {**SETTINGS, "two views": Setting(LogitStandardization(MLKD(views=2)))}
 MODES = ("plain", "swap", "blend", "onehot", "revise", "none", "drop")
+SETTINGS_OF_BIAS = [(mode, "group", True) for mode in MODES] + [("swap", "batch", True), ("drop", "batch", True)]
+SETTINGS_OF_BIAS += [("plain", "group", False), ("swap", "group", False), ("swap", "batch", False)]
 KEYS = [
-    key
-    for key in itertools.product(CASES, MODES, ("group", "batch"), (True, False))
+    (case, *setting)
+    for case, setting in itertools.product(CASES, SETTINGS_OF_BIAS)
     # to methods that are not rectified, neither the mode nor the normalisation makes a difference
-    if CASES[key[0]].distiller.reads == "logits" or key[1:3] in (("plain", "group"), ("swap", "group"))
+    if CASES[case].distiller.reads == "logits" or setting[:2] in (("plain", "group"), ("swap", "group"))
 ]
 
 
