@@ -96,7 +96,6 @@ def fit(pair, method, *arguments):
 @pytest.mark.parametrize(
     ("pair", "method", "arguments"),
     [
-        ("cifar100_resnet32x4_resnet8x4", "review_kd_kd", CIFAR),
         ("cifar100_resnet32x4_resnet8x4", "ofd", CIFAR),
         ("cifar100_wrn_40_2_shufflenet_v1", "review_kd_kd", CIFAR),
         ("cifar100_wrn_40_2_shufflenet_v1", "wkd_feature", [*CIFAR, "--model.distiller.grid", "4"]),

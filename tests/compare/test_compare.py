@@ -207,7 +207,7 @@ def wait_for(condition, seconds=90):
 
 @pytest.mark.parametrize("whom", ["the whole tree", "the parent alone"])
 def test_a_killed_matrix_goes_on(whom):
-    epochs = 30
+    epochs = 15
     write_matrix(seeds=[0], flags={**SHORT, "trainer.max_epochs": epochs})
     first = Path("out/runs/bias=none")
     if whom == "the whole tree":  # with the server of its own that forks its runs
