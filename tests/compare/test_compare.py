@@ -237,11 +237,18 @@ def test_a_killed_matrix_goes_on(whom):
 
 
 def logged(row):
-    """Epoch and step of what was logged in training, in validation and in tests, from a row's only metrics.csv."""
+    """Epoch and step of what was logged in training and in validation, from a row's only metrics.csv.
+
+    Tests are left out: there is one more where the last epoch isn't the best.
+    """
     (path,) = Path("out/runs", row).rglob("metrics.csv")
     lines = list(csv.DictReader(path.read_text().splitlines()))
-    kinds = "train/loss", "train/loss_step", "val/acc1", "test/acc1"
-    return [(line["epoch"], line["step"], [bool(line.get(kind)) for kind in kinds]) for line in lines]
+    kinds = "train/loss", "train/loss_step", "val/acc1"
+    return [
+        (line["epoch"], line["step"], [bool(line.get(kind)) for kind in kinds])
+        for line in lines
+        if not line["test/acc1"]
+    ]
 
 
 def test_a_file_that_is_edited_during_a_run_is_for_the_next(monkeypatch):
