@@ -10,24 +10,27 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from memories import remembering, trained_for_three_steps
+from processes import launch, spawn
 from properties import Setting, trained
 from settings import SETTINGS
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_biaskd import BiasStrategy
+from lightning_biaskd.__main__ import main
 from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.distillers import MLKD, LogitStandardization
 
 SIZE, CLASSES = 8, 6
 CASES = {**SETTINGS, "two views": Setting(LogitStandardization(MLKD(views=2)))}
 MODES = ("plain", "swap", "blend", "onehot", "revise", "none", "drop")
+SETTINGS_OF_BIAS = [(mode, "group", True) for mode in MODES] + [("swap", "batch", True), ("drop", "batch", True)]
+SETTINGS_OF_BIAS += [("plain", "group", False), ("swap", "group", False), ("swap", "batch", False)]
 KEYS = [
-    key
-    for key in itertools.product(CASES, MODES, ("group", "batch"), (True, False))
+    (case, *setting)
+    for case, setting in itertools.product(CASES, SETTINGS_OF_BIAS)
     # to methods that are not rectified, neither the mode nor the normalisation makes a difference
-    if CASES[key[0]].distiller.reads == "logits" or key[1:3] in (("plain", "group"), ("swap", "group"))
+    if CASES[case].distiller.reads == "logits" or setting[:2] in (("plain", "group"), ("swap", "group"))
 ]
 
 
@@ -96,7 +99,7 @@ def remembered(rank, world):
 def folder(request, tmp_path_factory):
     """What the ranks left."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, (request.param, str(folder)), nprocs=request.param)
+    spawn(run_rank, (request.param, str(folder)), nprocs=request.param)
     return folder
 
 
@@ -135,7 +138,7 @@ def test_without_synchronisation_it_is_another_method(same):
             assert not equal, (case, mode, normalize)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
+@pytest.mark.parametrize("launcher", ["torchrun's environment", "lightning"])
 def test_the_quickstart_runs_on_two_processes(launcher, tmp_path):
     arguments = ["fit", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
     arguments += [
@@ -149,15 +152,15 @@ def test_the_quickstart_runs_on_two_processes(launcher, tmp_path):
         "32",
     ]
     arguments += ["--trainer.callbacks+=BiasMonitor"]
-    program = ["-m", "lightning_biaskd"]
-    if launcher == "torchrun":
-        program = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *program]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    run = subprocess.run(
-        [sys.executable, *program, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("On the test images") == 1
+    if launcher == "lightning":
+        command = [sys.executable, "-m", "lightning_biaskd", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert run.returncode == 0, run.stderr[-3000:]
+        said = run.stdout
+    else:
+        said = "".join(launch(main, arguments, ranks=2, folder=tmp_path))
+    assert said.count("On the test images") == 1
     last = torch.load(tmp_path / "runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 2 * 18  # 1,131 images in batches of 2 x 32
     assert (tmp_path / "cache" / "filled.bin").stat().st_size == 1257 * 10 * 4

@@ -4,8 +4,7 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from bitwise import differing, same
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import Started
 from tiny import CLASSES, TinyData, network, snapshot, unchanged
 from torch import nn
 
@@ -145,31 +145,21 @@ def test_random_states_of_python_numpy_and_torch():
 
 
 def test_last_on_the_command_line_after_a_kill(tmp_path, capsys):
-    options = ["fit", "--trainer.max_epochs", "15", "--trainer.accelerator", "cpu", "--test_after_fit", "false"]
+    options = ["fit", "--trainer.max_epochs", "8", "--trainer.accelerator", "cpu", "--test_after_fit", "false"]
     options += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
     options += ["--data.train_size", "200", "--ckpt_path", "last"]
-    program = [
-        sys.executable,
-        "-c",
-        "from lightning_biaskd.__main__ import main; main()",
-    ]
-
-    def fit(folder):
-        folder.mkdir(exist_ok=True)
-        return subprocess.Popen([*program, *options], cwd=folder, stderr=subprocess.PIPE, text=True)
-
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    with fit(cut) as process:
-        while not list(cut.rglob("last.ckpt")):
-            assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
+    run = Started(main, options, folder=cut)
+    while not list(cut.rglob("last.ckpt")):
+        assert run.process.is_alive(), run.err.read_text()
+        time.sleep(0.01)
+    run.kill()
     for folder in (cut, whole):
-        with fit(folder) as process:
-            said = process.communicate()[1]
-            assert process.returncode == 0, said
-            assert ("starting a new run" in said) == (folder == whole)
+        run = Started(main, options, folder=folder)
+        run.finished()
+        assert ("starting a new run" in run.err.read_text()) == (folder == whole)
     first, second = (torch.load(newest(folder.rglob("last.ckpt")), weights_only=True) for folder in (cut, whole))
-    assert first["epoch"] == second["epoch"] == 14
+    assert first["epoch"] == second["epoch"] == 7
     assert same(first["state_dict"], second["state_dict"])
     assert same(first["optimizer_states"], second["optimizer_states"])
 

@@ -50,8 +50,14 @@ def source(request, tmp_path, sprung, server, monkeypatch):
 REFUSED = "holds pickled code in addition to weights|names no digest"
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export"])
-@pytest.mark.parametrize("weights_only", ["", "false"])
+@pytest.mark.parametrize(
+    ("command", "weights_only"),
+    [
+        *((command, "false") for command in ("fit", "validate", "test", "predict", "export")),
+        ("fit", ""),
+        ("export", ""),
+    ],
+)
 def test_no_command_runs_it(command, weights_only, source, sprung, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ["--weights_only", weights_only] if weights_only and command != "export" else []

@@ -1,24 +1,23 @@
 """Real launches: four processes, two nodes on loopback, and networks spread over two."""
 
 import json
-import os
 import pickle
+import runpy
 import socket
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from processes import Started, launch, together
 from tiny import network
+from torch.distributed.run import main as torchrun
 
 from lightning_biaskd import ClassificationModule, UserError
 from lightning_biaskd.training.checks import check_accumulation
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 SHARED = """
     import json, os, sys, warnings
     import torch
@@ -34,20 +33,15 @@ SHARED = """
 """
 
 
-def torchrun(*arguments, folder):
-    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def finished(process):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err.decode()[-3000:]
-    return out.decode()
-
-
 def run_program(code, processes, folder):
-    (folder / "program.py").write_text(textwrap.dedent(SHARED) + textwrap.dedent(code))
-    finished(torchrun("--standalone", "--nproc_per_node", str(processes), "program.py", folder=folder))
+    program = write(code, folder)
+    launch(runpy.run_path, str(program), ranks=processes, folder=folder)
+
+
+def write(code, folder):
+    program = folder / "program.py"
+    program.write_text(textwrap.dedent(SHARED) + textwrap.dedent(code))
+    return program
 
 
 def test_four_processes_neither_send_nor_change_the_teacher(tmp_path):
@@ -209,9 +203,7 @@ def test_a_notebook_gets_the_weights_back(tmp_path):
         assert unchanged(teacher, module.teacher.model)
         assert 0 < trainer.callback_metrics["bias/wrong_rate"] <= 1
     """
-    (tmp_path / "program.py").write_text(textwrap.dedent(SHARED) + textwrap.dedent(code))
-    run = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
+    Started(runpy.run_path, str(write(code, tmp_path)), folder=tmp_path).finished()
 
 
 @pytest.mark.parametrize(("static", "batches", "refused"), [(True, 2, True), (True, 1, False), (False, 2, False)])
@@ -265,13 +257,11 @@ def test_two_nodes_on_loopback_train_the_quickstart(tmp_path):
     arguments += ["--trainer.enable_progress_bar", "false", "--data.batch_size", "32"]
     nodes = []
     for rank in range(2):
-        folder = tmp_path / f"node{rank}"
-        folder.mkdir()
-        launch = ["--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank)]
-        launch += ["--master_addr", "127.0.0.1", "--master_port", port]
-        nodes.append(torchrun(*launch, *arguments, folder=folder))
-    said = [finished(node) for node in nodes]
-    assert ["On the test images" in out for out in said] == [True, False]
+        node = ["--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank)]
+        node += ["--master_addr", "127.0.0.1", "--master_port", port]
+        nodes.append(Started(torchrun, [*node, *arguments], folder=tmp_path / f"node{rank}", PYTHONPATH=str(ROOT)))
+    together(nodes)
+    assert ["On the test images" in node.out.read_text() for node in nodes] == [True, False]
     last = torch.load(tmp_path / "node0/runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 2 * 18  # 1,131 images in batches of 2 x 32
 

@@ -1,4 +1,4 @@
-"""Every shipped method trains on real images from the command line, with the strategy off and on."""
+"""Every shipped method trains on real images from the command line, every second one with the strategy off."""
 
 import csv
 import math
@@ -12,12 +12,13 @@ from lightning_biaskd.command_line.shipped import CONFIGS
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("bias", ["none", "paper"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "bias"), [(method, ("none", "paper")[number % 2]) for number, method in enumerate(METHODS)]
+)
 def test_fit(method, bias, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = ["configs/quickstart.yaml", f"configs/method/{method}.yaml", f"configs/bias/{bias}.yaml"]
-    options = ["accelerator=cpu", "max_epochs=2", "limit_train_batches=4", "limit_val_batches=1"]
+    options = ["accelerator=cpu", "max_epochs=2", "limit_train_batches=2", "limit_val_batches=1"]
     options += ["limit_test_batches=1", "enable_progress_bar=false"]
     two_views = f"--data.strong_view={'two_views' in method}"
     main(["fit", *(w for f in files for w in ("-c", f)), *(f"--trainer.{option}" for option in options), two_views])

@@ -2,14 +2,12 @@
 
 import csv
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from data_files import write_cifar, write_folders
+from processes import launch
 
 from lightning_biaskd import DistillationModule
 from lightning_biaskd.__main__ import main
@@ -98,7 +96,6 @@ def fit(pair, method, *arguments):
 @pytest.mark.parametrize(
     ("pair", "method", "arguments"),
     [
-        ("cifar100_resnet32x4_resnet8x4", "review_kd_kd", CIFAR),
         ("cifar100_resnet32x4_resnet8x4", "ofd", CIFAR),
         ("cifar100_wrn_40_2_shufflenet_v1", "review_kd_kd", CIFAR),
         ("cifar100_wrn_40_2_shufflenet_v1", "wkd_feature", [*CIFAR, "--model.distiller.grid", "4"]),
@@ -131,10 +128,7 @@ def test_on_two_processes_no_parameter_is_without_gradient():
     arguments = ["-c", "configs/quickstart.yaml", "-c", "everything.yaml", "--test_after_fit", "false"]
     options = ["accelerator=cpu", "devices=2", "strategy=ddp", "max_epochs=1", "limit_train_batches=3"]
     options += ["limit_val_batches=1", "enable_progress_bar=false"]
-    words = ["-m", "lightning_biaskd", "fit", *arguments, *(f"--trainer.{option}" for option in options)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    run = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr[-3000:]
+    launch(main, ["fit", *arguments, *(f"--trainer.{option}" for option in options)], ranks=2, folder=Path.cwd())
     last = torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 3
     assert {name.split(".")[2] for name in last["state_dict"] if name.startswith("distiller.parts.")} == set("124567")

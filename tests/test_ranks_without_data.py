@@ -6,11 +6,11 @@ import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from processes import spawn
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
@@ -103,7 +103,7 @@ def ranks(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.spawn(run_rank, (str(folder), port), nprocs=2, join=False)
+    context = spawn(run_rank, (str(folder), port), nprocs=2, join=False)
     for process in context.processes:
         process.join(150)
     hanging = [process for process in context.processes if process.is_alive()]

@@ -4,10 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from processes import Started
 
 from lightning_biaskd import DistillationModule, FrozenTeacher, TeacherCache, UserError
 from lightning_biaskd.__main__ import main
@@ -27,7 +24,6 @@ from lightning_biaskd.teachers.rows import Rows
 from lightning_biaskd.training.fill_cache import fill_cache
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[1]
 
 
 def net(width=4, seed=0):
@@ -263,22 +259,20 @@ def test_no_logit_at_all_is_one_line():
         TeacherCache("nowhere", topk=0)
 
 
+def fill(folder):
+    source = data()
+    source.setup()
+    teacher = FrozenTeacher(net(width=6))
+    cache = TeacherCache(folder, "float32").open(teacher, source, 10)
+    for done, _ in cache.fill(teacher, source, torch.device("cpu"), batch_size=4):
+        print(done, flush=True)
+
+
 def test_killed_while_it_fills_it_goes_on(tmp_path):
-    program = textwrap.dedent(f"""
-        import sys, torch
-        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-        from test_teacher_cache import TeacherCache, FrozenTeacher, data, net
-        source = data()
-        source.setup()
-        teacher = FrozenTeacher(net(width=6))
-        cache = TeacherCache({str(tmp_path)!r}, "float32").open(teacher, source, 10)
-        for done, _ in cache.fill(teacher, source, torch.device("cpu"), batch_size=4):
-            print(done, flush=True)
-    """)
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
-        while int(process.stdout.readline()) < 40:
-            pass
-        process.send_signal(signal.SIGKILL)
+    filling = Started(fill, str(tmp_path), folder=tmp_path / "logs")
+    while not filling.out.exists() or filling.out.read_text().count("\n") < 10:
+        assert filling.process.is_alive(), filling.err.read_text()
+    filling.kill()
     source = data()
     source.setup()
     teacher = FrozenTeacher(net(width=6))

@@ -50,12 +50,19 @@ class SaveConfigNextToCheckpoints(SaveConfigCallback):
 class BiasKDCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` for our modules and users' own of any kind, and our commands."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = kwargs.get("args")
+        self._named = given[0] if isinstance(given, list) and given else None
+        super().__init__(*args, **kwargs)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         ours = {name: {"model", "datamodule"} for name in vars(Commands) if not name.startswith("_")}
         return {**LightningCLI.subcommands(), **ours}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if self._named != subcommand and self._named in self.subcommands():
+            return self.init_parser(**kwargs)  # its options aren't asked for, and take long to collect
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand in vars(Commands):
             for name in {"ckpt_path", "weights_only"} - set(self._subcommand_method_arguments[subcommand]):

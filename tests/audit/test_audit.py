@@ -1,13 +1,11 @@
 """The audit against a slow count, on one process and on two."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import launch
 from tiny import CLASSES, TinyData, network
 
 from lightning_biaskd import DKD, KD, BiasStrategy, ClassificationModule, DistillationModule, UserError, WeightedSum
@@ -198,15 +196,12 @@ def test_the_command_leaves_three_files_and_takes_a_training_configuration(tmp_p
 
 
 def test_two_processes_count_every_view_once(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     arguments = ["audit", "--trainer.accelerator", "cpu", "--data.strong_view", "true"]  # 1,131 images: an odd number
     found = []
     for devices in (1, 2):
         more = ["--output", str(devices), "--trainer.strategy", "ddp", "--trainer.devices", str(devices)]
-        command = [sys.executable, "-m", "lightning_biaskd", *arguments, *more]
-        run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-        assert run.returncode == 0, run.stderr[-3000:]
-        assert run.stdout.count("At most") == 1
+        said = launch(main, [*arguments, *more], ranks=devices, folder=tmp_path)
+        assert "".join(said).count("At most") == 1
         found.append(json.loads((tmp_path / str(devices) / "audit.json").read_text()))
     one, two = found
     assert one["views"] == two["views"] == 2 * 1131

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import spawn
 from tiny import CLASSES, CompilationCount, network
 
 from lightning_biaskd import KD, BiasStrategy, Outputs
@@ -143,7 +143,7 @@ def run_rank(rank, world, folder):
 
 
 def test_two_ranks_trust_as_one_process(tmp_path):
-    mp.spawn(run_rank, (2, str(tmp_path)), nprocs=2)
+    spawn(run_rank, (2, str(tmp_path)), nprocs=2)
     for form, steps in torch.load(tmp_path / "results.pt").items():
         bias = BiasStrategy("swap", "batch", "ramp", trust=form, refund=True)
         bias.gamma.fill_(0.3)

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning.pytorch import Trainer
+from processes import spawn
 from tiny import CLASSES, TinyData, network
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -124,7 +124,7 @@ def test_two_processes_write_each_image_once(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         (tmp_path / "port").write_text(str(free.getsockname()[1]))
-    mp.spawn(on_two_ranks, (tmp_path,), nprocs=2)
+    spawn(on_two_ranks, (tmp_path,), nprocs=2)
     rows = rows_of(tmp_path / "a.csv")
     assert [int(row["index"]) for row in rows] == list(range(13))
     assert [int(row["label"]) for row in rows] == [i % CLASSES for i in range(13)]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import Started
 
 from lightning_biaskd import UserError
 from lightning_biaskd.__main__ import main
@@ -206,20 +207,22 @@ def wait_for(condition, seconds=90):
 
 @pytest.mark.parametrize("whom", ["the whole tree", "the parent alone"])
 def test_a_killed_matrix_goes_on(whom):
-    epochs = 30
+    epochs = 15
     write_matrix(seeds=[0], flags={**SHORT, "trainer.max_epochs": epochs})
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "lightning_biaskd", "compare", "-c", "matrix.yaml", "--output", "out"]
-    process = subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
     first = Path("out/runs/bias=none")
-    wait_for(lambda: list(first.rglob("last.ckpt")))
-    if whom == "the whole tree":
+    if whom == "the whole tree":  # with the server of its own that forks its runs
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, "-m", "lightning_biaskd", "compare", "-c", "matrix.yaml", "--output", "out"]
+        process = subprocess.Popen(
+            command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_for(lambda: list(first.rglob("last.ckpt")))
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     else:
-        process.kill()
-    process.wait()
+        parent = start()
+        wait_for(lambda: list(first.rglob("last.ckpt")))
+        parent.kill()
     assert not results()
     assert compare() == 0  # waits for an orphan to end, which it does by itself
     found = results()
@@ -234,11 +237,18 @@ def test_a_killed_matrix_goes_on(whom):
 
 
 def logged(row):
-    """Epoch and step of what was logged in training, in validation and in tests, from a row's only metrics.csv."""
+    """Epoch and step of what was logged in training and in validation, from a row's only metrics.csv.
+
+    Tests are left out: there is one more where the last epoch isn't the best.
+    """
     (path,) = Path("out/runs", row).rglob("metrics.csv")
     lines = list(csv.DictReader(path.read_text().splitlines()))
-    kinds = "train/loss", "train/loss_step", "val/acc1", "test/acc1"
-    return [(line["epoch"], line["step"], [bool(line.get(kind)) for kind in kinds]) for line in lines]
+    kinds = "train/loss", "train/loss_step", "val/acc1"
+    return [
+        (line["epoch"], line["step"], [bool(line.get(kind)) for kind in kinds])
+        for line in lines
+        if not line["test/acc1"]
+    ]
 
 
 def test_a_file_that_is_edited_during_a_run_is_for_the_next(monkeypatch):
@@ -270,12 +280,9 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == {"a": 1}
 
 
-def start(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lightning_biaskd", "compare", "-c", "matrix.yaml", "--output", "out", *arguments]
-    return subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start():
+    """A process that compares; its runs end by themselves if it is killed."""
+    return Started(main, ["compare", "-c", "matrix.yaml", "--output", "out"], folder=Path.cwd())
 
 
 def test_two_processes_share_a_matrix_and_one_of_them_dies():
@@ -283,10 +290,8 @@ def test_two_processes_share_a_matrix_and_one_of_them_dies():
     write_matrix(seeds=[0], axes={"w": names}, reference={}, flags={**SHORT, "trainer.max_epochs": 8})
     one, other = start(), start()
     wait_for(lambda: len(list(Path("out").rglob("last.ckpt"))) >= 2, 200)
-    os.killpg(one.pid, signal.SIGKILL)
-    one.communicate()
-    said = other.communicate(timeout=200)[0]
-    assert other.returncode == 0, said
+    one.kill()
+    said = other.finished()
     assert {name for name, _ in results()} == set("abc")
     for path in Path("out").rglob("metrics.csv"):
         rows = csv.DictReader(path.read_text().splitlines())

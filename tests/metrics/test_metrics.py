@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from processes import spawn
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -257,7 +257,7 @@ def run_rank(rank, folder):
 
 @pytest.mark.filterwarnings("ignore:Validating sparse")
 def test_two_processes_count_as_one(tmp_path):
-    mp.spawn(run_rank, (str(tmp_path),), nprocs=2)
+    spawn(run_rank, (str(tmp_path),), nprocs=2)
     for rank in (0, 1):
         for name, found in torch.load(tmp_path / f"{rank}.pt").items():
             torch.testing.assert_close(found, value(name), equal_nan=True)
