@@ -1,9 +1,12 @@
 """Real launches: four processes, two nodes on loopback, and networks spread over two."""
 
 import json
+import os
 import pickle
 import runpy
 import socket
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from lightning_biaskd import ClassificationModule, UserError
 from lightning_biaskd.training.checks import check_accumulation
 
 ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
 SHARED = """
     import json, os, sys, warnings
     import torch
