@@ -1,0 +1,118 @@
+"""Tables of the evidence on photographs: which form of the strategy is safe whatever the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from accuracies import Runs, by_seed, difference, markdown, mean, names, runs, spread
+
+from lightning_biaskd.compare.statistics import Difference, paired_difference
+
+RECOMMENDED = "run, drop, 1 + ½"
+BASELINES = ("alone", "plain")
+
+
+def _settings() -> list[str]:
+    return [name for (name,) in names(runs("photos"), "setting")]
+
+
+def _forms() -> list[str]:
+    return list(dict.fromkeys(form for (form,) in names(runs("photos"), "form")))
+
+
+def _of(setting: str, form: str) -> Runs:
+    return runs("photos", setting=setting, form=form)
+
+
+def _best_baseline(setting: str, column: str) -> str:
+    """The better of the student alone and plain KD, by the mean over seeds."""
+    return max(BASELINES, key=lambda form: float(mean(by_seed(_of(setting, form), column))))
+
+
+def margin(setting: str, form: str, column: str) -> Difference:
+    """Points of a form over the better of the student alone and plain KD, paired by seed."""
+    baseline = _best_baseline(setting, column)
+    return paired_difference(by_seed(_of(setting, form), column), by_seed(_of(setting, baseline), column))
+
+
+def _told(found: Difference) -> str:
+    interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.n > 1 else ""
+    return f"{found.mean:+.2f}{interval}".replace("-", "−")
+
+
+def by_setting() -> str:
+    """Every form in every setting, on test images."""
+    rows = [
+        ["the teacher", *(mean(by_seed(runs("photos", setting=name), "teacher_acc1")) for name in _settings())],
+        ["its training views that it gets wrong", *(_wrong(name) for name in _settings())],
+    ]
+    for form in _forms():
+        rows.append([f"`{form}`", *(_spread(name, form) for name in _settings())])
+    return markdown(["top-1 on test images [%]", *_settings()], rows)
+
+
+def _spread(setting: str, form: str) -> str:
+    found = by_seed(_of(setting, form), "acc1_last")
+    return spread(found) if found else "–"
+
+
+def _wrong(setting: str) -> str:
+    return mean(by_seed([run for run in runs("photos", setting=setting) if run["wrong_rate"]], "wrong_rate"))
+
+
+def headline() -> str:
+    """The recommended form against its baselines, in every setting."""
+    rows = []
+    for name in _settings():
+        recommended = _of(name, RECOMMENDED)
+        rows.append(
+            [
+                name,
+                f"{mean(by_seed(runs('photos', setting=name), 'teacher_acc1'))} / {_wrong(name)}",
+                *(_spread(name, form) for form in ("alone", "plain", "paper", RECOMMENDED)),
+                difference(recommended, _of(name, "plain")),
+                difference(recommended, _of(name, "alone")),
+            ]
+        )
+    head = ["setting", "teacher right on test / wrong on training views [%]", "alone", "plain KD", "paper", "recommended"]
+    return markdown([*head, "recommended − plain, 95 %", "recommended − alone"], rows)
+
+
+def worst(column: str) -> str:
+    """For each form, its margin over the better baseline in every setting, and the smallest."""
+    rows = []
+    for form in _forms():
+        margins = [margin(name, form, column) for name in _settings()]
+        least = min(margins, key=lambda found: found.mean)
+        rows.append([f"`{form}`", *map(_told, margins), f"**{_told(least)}**"])
+    return markdown(["form − max(alone, plain KD) [points]", *_settings(), "worst case"], rows)
+
+
+def _beyond() -> str:
+    """In how many runs the student ends ahead of its teacher, by setting."""
+    told = []
+    for name in _settings():
+        found = [run for run in runs("photos", setting=name) if run["form"] != "alone"]
+        ahead = [100 * (float(run["acc1_last"]) - float(run["teacher_acc1"])) for run in found]
+        won = [points for points in ahead if points > 0]
+        most = f", by up to {max(won):.1f} points" if won else ""
+        told.append(f"- {name}: {len(won)} of {len(found)} distilled students{most}")
+    return "\n".join(told)
+
+
+def _least(column: str) -> str:
+    return _told(min((margin(name, RECOMMENDED, column) for name in _settings()), key=lambda found: found.mean))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "photos": by_setting,
+    "photos headline": headline,
+    "photos worst, validation": lambda: worst("val_acc1_last"),
+    "photos worst, test": lambda: worst("acc1_last"),
+    "photos beyond": _beyond,
+}
+FIGURES: dict[str, Callable[[], str]] = {
+    "photos least": lambda: _least("acc1_last"),
+    "photos seeds": lambda: str(len({run["seed"] for run in runs("photos")})),
+    "photos runs": lambda: str(len(runs("photos"))),
+}
