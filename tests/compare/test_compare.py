@@ -101,7 +101,7 @@ def test_a_matrix_is_run_reported_and_not_run_again(capsys):
     metrics = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
     (accuracy,) = [line["test/acc1"] for line in metrics if line.get("test/acc1")]
     row = re.match(r"Best on validation images: (\w+), with", verdict)[1]
-    assert ("This is the baseline plain itself." in verdict) == (row == "none")
+    assert ("It is plain itself." in verdict) == (row == "none")
     assert float(accuracy) == found[row, 0]["last"]["acc1"]
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     main(["fit", "-c", "out/chosen.yaml", "--trainer.max_epochs=1"])
