@@ -80,7 +80,7 @@ def _verdict(
         f"Best on validation images{so_far}: {_label(best, setting)}, with {means[best]:.2f} % after the last epoch "
         f"({over}); on test images {test} %.",
         *([f"Level with it, but later in the matrix: {'; '.join(level)}."] if level else []),
-        *(f"This is the baseline {name} itself." for name in same),
+        *(f"It is {name} itself." for name in same),
         *([f"Differences on test images, paired by seed: {'; '.join(differences)}."] if differences else []),
     ]
     return Verdict(setting, next(run for run in best.runs() if run.seed in used), tuple(sentences))

@@ -74,7 +74,7 @@ def test_of_level_rows_the_first_is_chosen_and_the_others_are_named():
     verdict = only(verdicts(matrix(), outcome(matrix(), level).results))
     assert verdict.run.row.label == "plain"
     assert "Level with it, but later in the matrix: ours." in verdict.text
-    assert "This is the baseline plain itself." in verdict.text
+    assert "It is plain itself." in verdict.text
     assert "to plain" not in verdict.text
     assert "to alone" in verdict.text
 
