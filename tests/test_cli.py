@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from data_files import write_idx
+from lightning.pytorch import LightningModule
 from tiny import snapshot, unchanged
 
 import lightning_biaskd
@@ -371,6 +372,24 @@ def test_builders_get_only_what_the_user_gave():
         words = ["--net", f"torchvision.models.{name}", "--net.num_classes", "3", "--net.weights", "null"]
         with torch.device("meta"):
             parser.instantiate(parser.parse_args(words))
+
+
+def test_null_is_null_however_deep_it_lies():
+    parser = BriefParser()
+    parser.add_subclass_arguments(LightningModule, "model")
+    student = ["--model", "DistillationModule", "--model.student", "torchvision.models.resnet18"]
+    words = [
+        *student,
+        "--model.bias",
+        "BiasStrategy",
+        "--model.bias.trust",
+        "run",
+        "--model.student.weights",
+        "DEFAULT",
+    ]
+    found = parser.parse_args([*words, "--model.bias.trust", "null", "--model.student.weights=null"]).model.init_args
+    assert found.bias.init_args.trust is None
+    assert found.student.init_args.weights is None
 
 
 def test_the_rate_follows_the_length_of_the_run():

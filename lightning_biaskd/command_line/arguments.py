@@ -21,6 +21,11 @@ class BriefParser(LightningArgumentParser):
         help_text: str = super().format_help(*args, **kwargs)
         return re.sub(r",\s+known\s+subclasses:\s+torch\.nn\.Module,[^)]*\)", ")", help_text)
 
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
+        if isinstance(args, list):  # jsonargparse hands a null on to the parser of a nested class as the text None
+            args = [re.sub("^(--[^=]+)=None$", r"\1=null", word) if isinstance(word, str) else word for word in args]
+        return super().parse_args(args, *others, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         fail(f"{message}{meant(message)} (see --help)", status=2)
 
