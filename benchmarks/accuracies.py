@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -203,6 +204,8 @@ TABLES: dict[str, Callable[[], str]] = {
 
 GOOD = ("larger", "tenth", "noise", "equal")
 """Settings of the main matrix whose teacher is trained to its end."""
+POOR = ("weak", "misled")
+"""Settings of the matrix ``when`` with a poor teacher."""
 
 
 def gains(form: str, over: dict[str, str] | None = None, settings: Iterable[str] = GOOD) -> list[float]:
@@ -252,6 +255,47 @@ def _kd_of_three_seeds() -> str:
     return mean({seed: found[seed] for seed in (0, 1, 2)})
 
 
+def _excluding_zero() -> str:
+    """How many of the intervals of `ramp` minus plain KD, with swap and drop and the poor teachers, exclude zero."""
+    found = []
+    for name in POOR:
+        plain = by_seed(runs("when", setting=name, but="nothing", form="plain"), "acc1_last")
+        for form in ("ramp, swap", "ramp, drop"):
+            row = by_seed(runs("when", setting=name, but="nothing", form=form), "acc1_last")
+            found.append(paired_difference(row, plain))
+    clear = sum(each.low > 0 or each.high < 0 for each in found)
+    return f"{clear} of the {len(found)} intervals {'excludes' if clear == 1 else 'exclude'} zero"
+
+
+def _wrong(*places: Runs) -> list[float]:
+    """Percent of training views that the teacher of each place gets wrong."""
+    return [summary(list(by_seed(found, "wrong_rate").values())).mean for found in places]
+
+
+def _wrong_of_batch(*places: Runs) -> str:
+    return span((128 * rate / 100 for rate in _wrong(*places)), 0)
+
+
+def _poor() -> list[Runs]:
+    return [runs("when", setting=name) for name in POOR]
+
+
+def _own_start(column: str) -> float:
+    where = {"setting": "larger", "but": "own start, Adam"}
+    paper, plain = runs("when", form="paper, blend", **where), runs("when", form="plain", **where)
+    return paired_difference(by_seed(paper, column), by_seed(plain, column)).mean
+
+
+def _standard_error() -> str:
+    share = summary(list(by_seed(runs("full", method="kd", form="plain"), "acc1_last").values())).mean / 100
+    return f"{100 * math.sqrt(share * (1 - share) / _images(runs('full'))):.1f}"
+
+
+def _images(found: Runs) -> int:
+    """Size of the test set."""
+    return sum(int(found[0][name]) for name in ("both", "student_only", "teacher_only", "neither"))
+
+
 _METHODS = [name for (name,) in names(runs("main"), "method") if name not in ("alone", "kd")]
 FIGURES: dict[str, Callable[[], str]] = {
     "KD over alone": lambda: span(gains("plain", {"method": "alone"}, GOOD[:3])),
@@ -265,6 +309,17 @@ FIGURES: dict[str, Callable[[], str]] = {
     "ramp below, 10,000": lambda: f"{-gains('ramp, swap')[1]:.1f}",
     "ramp below, all": lambda: f"{-gains('ramp, swap')[0]:.1f}",
     "ramp below, noise": lambda: f"{-gains('ramp, swap', settings=['noise'])[1]:.1f}",
+    "paper below, own start": lambda: f"{-_own_start('acc1_last'):.1f}",
+    "paper above, own start, best": lambda: f"{_own_start('acc1_best'):.1f}",
+    "poor, clear": _excluding_zero,
+    "wrong, good": lambda: span(_wrong(runs("full"), runs("main", setting="larger")), 0),
+    "wrong, poor": lambda: span(_wrong(*_poor()), 0),
+    "wrong of 128, poor": lambda: _wrong_of_batch(*_poor()),
+    "wrong of 128, 10,000": lambda: _wrong_of_batch(runs("main", setting="larger")),
+    "wrong of 128": lambda: _wrong_of_batch(runs("full"), runs("main", setting="larger")),
+    "standard error": _standard_error,
+    "digits images": lambda: str(_images(runs("digits"))),
+    "digits image": lambda: f"{100 / _images(runs('digits')):.1f}",
     "poor": lambda: span(gains_when("ramp, swap", but="nothing") + gains_when("ramp, drop", but="nothing")),
     "runs, larger teacher": lambda: str(len(_larger_teacher())),
     "runs, larger teacher, ahead": lambda: ahead(_larger_teacher()).split()[0],

@@ -77,6 +77,15 @@ def _start() -> str:
     return f"{seconds['import lightning_biaskd'] / seconds['import lightning, torchvision']:.2f}"
 
 
+def _machine() -> str:
+    """What the throughput was measured on, the same for both pairs."""
+    found = {
+        (each["machine"]["device"], each["machine"]["threads"]) for each in throughput("cifar") + throughput("small")
+    }
+    ((device, threads),) = found
+    return f"{threads} threads of an {device} CPU"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "steps cifar": lambda: steps("resnet32x4 → resnet8x4, 32x32 colour, batches of 64", CIFAR),
     "steps small": lambda: steps("resnet14 → half-width ResNet-8, 28x28 grey, batches of 128", SMALL),
@@ -96,6 +105,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "module": lambda: _over_bare("DistillationModule"),
     "self.log": lambda: _over_bare("seven values by self.log in every step"),
     "BiasMonitor": lambda: _over_bare("DistillationModule with BiasMonitor", "DistillationModule"),
+    "speed machine": _machine,
     "strategy": _strategy,
     "start": _start,
     "kills": lambda: str(len(result("kill_and_resume")["trials"])),

@@ -377,7 +377,14 @@ def test_builders_get_only_what_the_user_gave():
 def test_null_is_null_however_deep_it_lies():
     parser = BriefParser()
     parser.add_subclass_arguments(LightningModule, "model")
-    student = ["--model", "DistillationModule", "--model.student", "torchvision.models.resnet18"]
+    student = [
+        "--model",
+        "DistillationModule",
+        "--model.teacher",
+        "torchvision.models.resnet34",
+        "--model.student",
+        "torchvision.models.resnet18",
+    ]
     words = [
         *student,
         "--model.bias",

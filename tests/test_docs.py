@@ -106,7 +106,11 @@ def test_notebook_executes(path, tmp_path):
 def test_what_a_notebook_shows_is_small_and_of_no_machine_in_particular(path):
     text = path.read_text()
     assert len(text) < 400_000
-    outputs = [output for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])]
+    cells = json.loads(text)["cells"]
+    assert not [
+        source for cell in cells if re.search("^print", source := "".join(cell["source"]), re.M) and not cell["outputs"]
+    ]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert outputs
     assert {output["output_type"] for output in outputs} <= {"stream", "display_data", "execute_result"}
     for output in outputs:

@@ -35,6 +35,28 @@ def test_every_marker_is_closed_and_every_block_is_used():
     assert used == set(results_page.BLOCKS)
 
 
+def test_no_measured_figure_is_written_by_hand():
+    """None with the units of our measurements, outside of what is filled in and of commands."""
+    filled_in = re.compile(
+        r"<!-- results:(.*?):begin -->.*?<!-- results:\1:end -->|^```.*?^```", re.DOTALL | re.MULTILINE
+    )
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "guide").glob("*.md")):
+        text = filled_in.sub("", page.read_text(encoding="utf-8"))
+        assert not re.findall(r"\d (?:points|ms)|half a (?:point|second)|\d× |\d\.\d+ ?%", text), page
+
+
+def test_the_poor_teachers_are_wrong_as_often_as_the_pages_say():
+    means = []
+    for name in ("weak", "misled"):
+        with (RESULTS / "evidence_when.csv").open(encoding="utf-8") as file:
+            means.append(
+                statistics.mean(float(run["wrong_rate"]) for run in csv.DictReader(file) if run["setting"] == name)
+            )
+    figure = f"{100 * min(means):.0f} to {100 * max(means):.0f}"
+    for page in ("README.md", "docs/results.md", "docs/guide/03_strategy.md"):
+        assert figure in (ROOT / page).read_text(encoding="utf-8")
+
+
 def test_readme_and_guide_agree_on_the_warm_cache():
     found = [json.loads(path.read_text()) for path in RESULTS.glob("throughput_*.json")]
     ratios = [each["warm cache"]["ours"] / each["warm cache"]["supervised"] for each in found]

@@ -110,6 +110,10 @@ def test_few_modules_lie_loose():
     assert len(list(PACKAGE.glob("*.py"))) <= 8
 
 
+def test_files_are_short():
+    assert not [name for name, path in FILES.items() if len(path.read_text().splitlines()) >= 300]
+
+
 @pytest.mark.parametrize(
     ("module", "absent"),
     [("lightning_biaskd.data", "lightning_biaskd.distillers"), ("lightning_biaskd.bias", "lightning.pytorch")],

@@ -173,7 +173,12 @@ def test_compiles_without_a_break():
     image = torch.randn(2, 3, 8, 8)
     expected = tap(image)
     count = CompilationCount()
-    compiled = torch.compile(lambda image: tap(image)[:3], backend=count, fullgraph=True)
+
+    @torch.compile(backend=count, fullgraph=True)
+    def compiled(image):
+        outputs = tap(image)
+        return outputs.logits, outputs.features, outputs.embedding
+
     for _ in range(2):
         logits, features, embedding = compiled(image)
         torch.testing.assert_close((logits, dict(features), embedding), tuple(expected[:3]))

@@ -24,7 +24,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BiasRate, CalibrationError, NotOnTop, confused_pairs
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.outputs import at_least_float32
-from lightning_biaskd.networks.tap import evaluating
+from lightning_biaskd.networks.trace import evaluating
 from lightning_biaskd.training.batches import labelled
 from lightning_biaskd.training.checks import check_labels, check_teacher
 from lightning_biaskd.training.distillation import DistillationModule

@@ -1,4 +1,4 @@
-"""Averaged weights of the network that is trained."""
+"""An average of the trained network's weights."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from lightning_biaskd.errors import UserError
 
 
 class EMA(Callback):
-    r"""Keeps an exponential moving average of the student's weights, and evaluates and saves that.
+    r"""Keeps an exponential moving average of the student's weights, and uses it for evaluation and checkpoints.
 
     .. math:: \bar w \leftarrow d_s \bar w + (1 - d_s)\, w, \qquad d_s = \min\Big(d, \frac{1 + s}{10 + s}\Big)
 
     after optimizer step :math:`s = 0, 1, \dots`; :math:`d_s = d` with ``warmup=False``. It averages the parameters and
-    buffers of ``module.model``: a DistillationModule's student, a ClassificationModule's network; never the teacher nor
-    what a method learns in addition to the student. Integer buffers are copied. The average does not change training.
+    buffers of ``module.model``, which is the student of a DistillationModule or the network of a ClassificationModule.
+    It does not average the teacher or the method's own parameters. Integer buffers are copied. The average does not
+    change training.
 
-    Validation sees the average, and the network holds it when the fit is over. A checkpoint has the average under
-    ``"state_dict"``, so that it is what ``test``, ``load_weights`` and ``export`` take, and what was averaged under
-    ``"current_model_state"`` (as Lightning's own ``WeightAveraging`` has it), for the latter two to take with
-    ``ema=False`` and for a resumed run to go on from exactly.
+    Validation uses the average, and so does the network after the fit. A checkpoint stores the average under
+    ``"state_dict"``, which ``test``, ``load_weights`` and ``export`` read. It stores the trained weights under
+    ``"current_model_state"``, as Lightning's ``WeightAveraging`` does. ``load_weights`` and ``export`` read these with
+    ``ema=False``, and a resumed run continues from them exactly.
 
     On the command line: ``--trainer.callbacks+=EMA --trainer.callbacks.decay 0.999``.
 
     Args:
-        decay: :math:`d`; weights of about :math:`1 / (1 - d)` steps are averaged.
-        warmup: let short and young runs average over fewer.
+        decay: :math:`d`; the average covers about :math:`1 / (1 - d)` steps.
+        warmup: average over fewer steps at the beginning of a run.
 
     Raises:
-        UserError: a decay outside [0, 1), a module without ``model``, or weights spread by ``ModelParallelStrategy``.
+        UserError: a decay outside [0, 1), a module without ``model``, or weights sharded by ``ModelParallelStrategy``.
     """
 
     steers_training = True
@@ -47,7 +48,7 @@ class EMA(Callback):
             raise UserError(f"decay must lie in [0, 1), got {decay}")
         self.decay = decay
         self.warmup = warmup
-        self._others: list[Tensor] | None = None  # the average, or while that is in the network, what was averaged
+        self._others: list[Tensor] | None = None  # the average; the trained weights while the network has the average
         self._averaged = False
         self._steps = 0
 
@@ -102,7 +103,7 @@ class EMA(Callback):
             self._exchange(pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.on_train_end(trainer, pl_module)  # which a resumed run that has nothing left to train leaves out
+        self.on_train_end(trainer, pl_module)  # Lightning skips on_train_end if a resumed run has nothing left to train
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._others is None:
@@ -116,7 +117,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def _exchange(self, pl_module: LightningModule) -> None:
-        """The average into the network and what was averaged out of it, or back."""
+        """Exchanges the network's weights with those kept here."""
         if self._others is None:
             return
         for own, other in zip(_tensors(pl_module), self._others, strict=True):

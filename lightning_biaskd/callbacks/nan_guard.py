@@ -1,4 +1,4 @@
-"""Stops at the first step that would ruin the weights."""
+"""Protects the weights from losses and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from lightning_biaskd.errors import UserError
 
 
 class NaNGuard(Callback):
-    """Stops a run, or leaves out the step, when the gradient is not finite, before the optimizer has taken it.
+    """Stops a run or skips the step if the gradient is not finite, before the optimizer uses it.
 
-    The line names the batch and which of loss and gradient is not finite. With ``skip=True`` the step is left out:
-    weights, momentum, the running statistics of batch norms, memories (parameters without gradient) and the module's
-    metrics are those of before, and ``train/skipped`` counts such steps. Batches that were accumulated before in the
-    same step are left out with it. Under DDP what one rank sees, all do. In ``16-mixed`` precision infinite gradients
-    are in order (the scaler leaves such steps out), so the loss is looked at instead.
+    The error names the batch and says whether the loss or the gradient is not finite. With ``skip=True``, the callback
+    skips the step instead: weights, momentum, running statistics of batch norms, memories (parameters without gradient)
+    and the module's metrics stay as they were before the step, and ``train/skipped`` counts the skipped steps. Batches
+    accumulated for the same step are skipped too. Under DDP, all ranks act if one of them sees the problem. In
+    ``16-mixed`` precision, infinite gradients are normal because the scaler skips such steps, so the callback checks
+    the loss only.
 
-    On a GPU every step then waits for the device once, and with ``skip=True`` it copies all that is put back. On the
-    command line: ``--trainer.callbacks+=NaNGuard``.
+    On a GPU, every step waits for the device once. With ``skip=True``, every step also copies what a skipped step must
+    restore. On the command line: ``--trainer.callbacks+=NaNGuard``.
 
     Args:
-        skip: leave the step out and go on.
-        patience: how many steps in a row may be left out; the next one stops the run.
+        skip: skip the step and continue.
+        patience: number of consecutive steps that may be skipped; the next one stops the run.
 
     Raises:
-        UserError: in training, as above.
+        UserError: during training, the loss or the gradient is not finite and the step is not skipped.
     """
 
     steers_training = True

@@ -130,39 +130,20 @@ class DistillationProgressBar(ProgressBar):
         first = {} if loss is None else {"loss": f"{float(loss):.3f}"}
         return fitting(_epoch(trainer, self._epoch or 0), _words({**first, **others}), times)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         if not trainer.sanity_checking:
-            self._show("Validation", batch_idx + 1, trainer.num_val_batches[dataloader_idx])
+            self._show_batch("Validation", trainer.num_val_batches, *args, **kwargs)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._show("Test", batch_idx + 1, trainer.num_test_batches[dataloader_idx])
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._show_batch("Test", trainer.num_test_batches, *args, **kwargs)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._show_batch("Prediction", trainer.num_predict_batches, *args, **kwargs)
+
+    def _show_batch(
+        self, what: str, totals: list[int | float], outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._show("Prediction", batch_idx + 1, trainer.num_predict_batches[dataloader_idx])
+        self._show(what, batch_idx + 1, totals[dataloader_idx])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:

@@ -149,9 +149,12 @@ def execute(task: Task, progress: Callable[[float], None]) -> None:
         "seconds": clock.seconds,
         "resumed": clock.resumed,
     }  # before a checkpoint is tested, which brings the state of its callbacks
+    steps = trainer.global_step
     tested = {"last": trainer.test(module, datamodule=data, verbose=False)[0]}
     path = task.folder / "checkpoints" / "best.ckpt"
-    if path.is_file():
+    if path.is_file() and read(path)["global_step"] == steps:
+        tested["best"] = tested["last"]
+    elif path.is_file():
         tested["best"] = trainer.test(module, datamodule=data, ckpt_path=path, verbose=False)[0]
     write_result(
         task.folder,

@@ -12,16 +12,15 @@ from lightning_biaskd.randomness.bits import further_bits, uniform
 
 
 def crop_and_flip(image: Tensor, bits: Tensor, padding: int, flip: bool) -> Tensor:
-    """The field's augmentation of small images: zero-pad, crop at random, mirror every second one.
+    """The usual augmentation of small images: pad with zeros, crop at random, mirror half of them.
 
-    The crops are gathered row by row, without Python per image: 256 of CIFAR in less than half a millisecond on one CPU
-    core.
+    The crops are gathered row by row, without Python code per image.
 
     Args:
         image: (B, D, H, W).
-        bits: (B,) from :func:`random_bits`. Bit 0 mirrors, the rest shifts, so there are as many views as
-            :func:`count_views` says.
-        padding: on each side, in pixels; the crop has the old size.
+        bits: (B,) from :func:`random_bits`. Bit 0 mirrors and the other bits shift; :func:`count_views` gives the
+            number of views.
+        padding: on each side, in pixels; the crop has the size of the image.
         flip: whether to mirror.
 
     Returns:
@@ -31,14 +30,14 @@ def crop_and_flip(image: Tensor, bits: Tensor, padding: int, flip: bool) -> Tens
     rows = F.pad(image.permute(0, 2, 3, 1).reshape(size, height, -1), (padding * depth,) * 2 + (padding,) * 2)
     offsets = 2 * padding + 1
     top, left = (bits >> 1) % offsets, (bits >> 1) // offsets % offsets
-    sample = torch.arange(size, device=image.device)
-    starts = ((sample * rows.shape[1] + top) * rows.shape[2] + left * depth)[:, None]
+    index = torch.arange(size, device=image.device)
+    starts = ((index * rows.shape[1] + top) * rows.shape[2] + left * depth)[:, None]
     starts = starts + rows.shape[2] * torch.arange(height, device=image.device)
     windows = rows.flatten().as_strided((rows.numel() - width * depth + 1, width * depth), (1, 1))
     crop = windows.index_select(0, starts.flatten()).view(size, height, width, depth).permute(0, 3, 1, 2)
     if flip:
         both = torch.cat([crop, crop.flip(3)]).permute(0, 2, 3, 1).reshape(2 * size, -1)
-        chosen = both.index_select(0, sample + size * (bits & 1))
+        chosen = both.index_select(0, index + size * (bits & 1))
         crop = chosen.view(size, height, width, depth).permute(0, 3, 1, 2)
     return crop
 
@@ -46,13 +45,13 @@ def crop_and_flip(image: Tensor, bits: Tensor, padding: int, flip: bool) -> Tens
 def cutout(image: Tensor, bits: Tensor, side: int, fill: Sequence[float]) -> Tensor:
     """DeVries, Taylor, *Improved Regularization of Convolutional Neural Networks with Cutout*, 2017, arXiv 1708.04552.
 
-    A square around a random pixel is covered; what lies outside the image is cut off.
+    Covers a square around a random pixel. Parts of the square may lie outside the image.
 
     Args:
         image: (B, D, H, W).
         bits: (B,) from :func:`random_bits`.
         side: of the square, in pixels.
-        fill: what covers it, per channel; the mean, as the paper's zeros follow normalisation.
+        fill: value of the square per channel. Use the mean to match the paper, whose zeros come after normalisation.
 
     Returns:
         (B, D, H, W), of the same type.
@@ -69,9 +68,9 @@ def _within(position: Tensor, start: Tensor, length: int) -> Tensor:
 
 
 def color_jitter(image: Tensor, bits: Tensor, strength: float) -> Tensor:
-    """Brightness, contrast and, of colour images, saturation, each scaled by a factor in 1 ± ``strength``.
+    """Scales brightness, contrast and, for colour images, saturation by random factors in 1 ± ``strength``.
 
-    The arithmetic is torchvision's (``ColorJitter``), in this order for every image.
+    The arithmetic is that of torchvision's ``ColorJitter``, always in this order.
 
     Args:
         image: (B, D, H, W) uint8; D is 1 or 3.

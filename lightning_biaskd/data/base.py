@@ -1,4 +1,4 @@
-"""What all data modules share; each data set is a few constants and a way to read its files."""
+"""The base of all data modules. A data set adds a few constants and reads its files."""
 
 from __future__ import annotations
 
@@ -26,36 +26,38 @@ from lightning_biaskd.randomness.state import drawing_from
 class ImageDataModule(GuardedLoading, LightningDataModule):
     """Base of the data modules: splits, loaders, and normalisation and augmentation on the device.
 
-    A subclass states the constants and gives :meth:`datasets`; one that fits in memory rather subclasses
-    :class:`InMemoryDataModule`. Views are drawn from (seed, epoch, image) alone, so that any rank, any number of
-    workers and any resumed run draws the same.
+    A subclass sets the constants and implements :meth:`datasets`. For data that fit in memory, subclass
+    :class:`InMemoryDataModule` instead. Views depend on (seed, epoch, image) only, so they are the same on every rank,
+    with any number of workers and in a resumed run.
 
     Args:
         root: folder that holds the data.
         batch_size: per process.
-        val_split: part of the training set held out for validation: a share below 1, or a number of images; 0 for none.
-        seed: of the validation split and, together with that of ``seed_everything``, of order and augmentation.
+        val_split: part of the training set to hold out for validation, as a share below 1 or a number of images; 0 for
+            none.
+        seed: determines the validation split and, together with the seed of ``seed_everything``, order and
+            augmentation.
         augment: whether training images are augmented, on the device.
         num_workers: processes that load data; 0 loads in the training process.
-        download: fetch the data into ``root`` if they aren't there.
-        drop_last: leave out the last training batch of an epoch where it isn't full. Batch normalisation needs it where
-            that batch would hold a single image.
+        download: download the data to ``root`` if they are missing.
+        drop_last: leave out the last training batch of an epoch if it is not full. Batch normalisation needs this if
+            that batch would have a single image.
         mix: mixes the images and labels of a training batch, after augmentation: ``MixUp`` or ``CutMix`` of
             ``torchvision.transforms.v2``, or a ``RandomChoice`` of them. Labels become shares (B, C), which
-            :class:`~lightning_biaskd.ClassificationModule` takes and distillation doesn't. What is drawn follows from
-            ``seed``, the epoch, the number of the batch and the rank.
+            :class:`~lightning_biaskd.ClassificationModule` accepts and distillation does not. The mixing depends on
+            ``seed``, the epoch, the index of the batch and the rank.
 
     Attributes:
         num_classes: C, the number of classes.
         in_channels: of the images.
         image_size: height and width in pixels.
-        class_names: of the C classes, ``None`` where they aren't known, or not yet.
+        class_names: names of the C classes; ``None`` if they are not known, or not yet.
         mean: per channel, of pixels in [0, 1].
         std: standard deviation per channel, of pixels in [0, 1].
-        num_samples: how many training images are numbered, those held out for validation among them.
+        num_samples: number of training images, including those held out for validation.
 
     Raises:
-        UserError: data that aren't there or are damaged, labels out of range, or an impossible ``val_split`` or
+        UserError: data that are missing or damaged, labels out of range, or an impossible ``val_split`` or
             ``batch_size``.
     """
 
@@ -103,14 +105,14 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
 
     @abstractmethod
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any]]:
-        """The training, validation (``None`` for none) and test sets, each of ``(image, target, sample)``."""
+        """The training, validation (``None`` for none) and test sets, with items ``(image, target, index)``."""
 
     @abstractmethod
     def augmented(self, image: Tensor, bits: Tensor) -> Tensor:
-        """A training view of each image (B, D, H, W), drawn by random bits (B,)."""
+        """Draws a training view of each image (B, D, H, W) from random bits (B,)."""
 
     def split(self, size: int) -> tuple[Tensor, Tensor]:
-        """Numbers of the training and of the validation images, by ``val_split`` and ``seed``."""
+        """Indices of the training and validation images, by ``val_split`` and ``seed``."""
         self.num_samples = size
         held_out = round(self.val_split * size) if self.val_split < 1 else int(self.val_split)
         if not 0 <= held_out < size:
@@ -143,15 +145,15 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
 
     @property
     def view_count(self) -> int | None:
-        """How many training views an image has, ``None`` if they can't be counted."""
+        """The number of training views per image; ``None`` if they cannot be counted."""
         return None
 
     def training_views(self, batch: Batch, bits: Tensor) -> Batch:
-        """What a training step sees of a batch, not yet normalised, drawn by random bits (B,)."""
+        """Draws the views that a training step sees from random bits (B,), not yet normalised."""
         return batch._replace(image=self.augmented(batch.image, bits)) if self.augment else batch
 
     def mixed(self, batch: Batch, trainer: Trainer, mix: nn.Module) -> Batch:
-        """What ``mix`` makes of a training batch; its labels become shares (B, C)."""
+        """Applies ``mix`` to a training batch; labels become shares (B, C)."""
         number = (trainer.fit_loop.batch_idx + 1) * trainer.world_size + trainer.global_rank
         seed = random_bits(self.drawing_seed, trainer.current_epoch, torch.tensor([number]))
         with drawing_from(int(seed)):
@@ -162,7 +164,7 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         return batch._replace(image=image, target=target)
 
     def normalized(self, image: Tensor) -> Tensor:
-        """Pixels (B, D, H, W) in 0…255 to floats of about zero mean and unit variance, in the Trainer's precision."""
+        """Converts pixels (B, D, H, W) in 0…255 to normalised floats in the Trainer's precision."""
         scale, shift = self._affine or (None, None)
         if scale is None or shift is None or scale.shape[1:] != image.shape[1:] or scale.device != image.device:
             # once, as a copy waits for the device; as large as an image, as a row of numbers is faster than three
@@ -190,11 +192,11 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         return loader
 
     def state_dict(self) -> dict[str, int]:
-        """How far training is in its epoch, for the checkpoint."""
+        """The position of training within its epoch, for the checkpoint."""
         return {} if self._training is None else self._training.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Lets training go on there."""
+        """Lets training continue from that position."""
         self._resumed = state_dict
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -208,13 +210,13 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
 
     @property
     def drawing_seed(self) -> int:
-        """Order and augmentation are drawn from it; ``seed``, and the run's where ``seed_everything`` set one."""
+        """The seed of order and augmentation: ``seed``, combined with the run's if ``seed_everything`` set one."""
         return ((self.seed << 40) + (int(os.environ.get("PL_GLOBAL_SEED", 0)) << 16)) % 2**62  # epochs are added to it
 
     def loader(
         self, dataset: Dataset[Any] | None, kind: type[ImageLoader] = ImageLoader, **kwargs: Any
     ) -> DataLoader[Any]:
-        """A loader of :class:`Batch`; ``kwargs`` are those of torch's DataLoader."""
+        """A loader that yields :class:`Batch`; ``kwargs`` go to torch's DataLoader."""
         resident = isinstance(dataset, TensorImages) and self._move(dataset)
         return kind(
             cast("Dataset[Any]", dataset),
@@ -228,7 +230,7 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         )
 
     def _move(self, dataset: TensorImages) -> bool:
-        """Puts a data set on the GPU that trains on it, if a quarter of its free memory will do; says if it is."""
+        """Moves a data set to the GPU if it fits in a quarter of the free memory, and returns whether it did."""
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type != "cuda" or self.num_workers:
             return False

@@ -1,4 +1,4 @@
-"""What loaders yield, and data sets in memory that yield it without Python per image."""
+"""The batch that loaders yield, and data sets in memory that build it without Python code per image."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Batch(NamedTuple):
     """What every loader yields.
 
     Attributes:
-        image: (B, D, H, W), uint8 off the loader, normalised float once on the device.
-        target: (B,) int64 labels; (B, C) shares once they are mixed.
+        image: (B, D, H, W), uint8 from the loader, normalised floats after the transfer to the device.
+        target: (B,) int64 labels, or (B, C) shares after mixing.
         index: (B,) int64, its index in the data set, for augmentation and for methods with a memory.
-        view: (B,) int64, which of its countable views each image shows, for a cache of the teacher's answers; the
-            number after the last is the image as it is. ``None`` where views can't be counted.
+        view: (B,) int64, the number of each image's view, for a cache of the teacher's outputs. The number after the
+            last view is the image without augmentation. ``None`` if views cannot be counted.
     """
 
     image: Tensor
@@ -30,10 +30,10 @@ class Batch(NamedTuple):
 
 
 class TensorImages(Dataset[Any]):
-    """Images in memory, fetched by one gather per batch; on an accelerator, if they were put there.
+    """Images in memory or on an accelerator, fetched by one gather per batch.
 
     Args:
-        image: (N, D, H, W) uint8, shared and not copied if its memory is channels-last.
+        image: (N, D, H, W) uint8. The memory is shared if it is channels-last, and copied otherwise.
         target: (N,) int64.
         index: (n,) the images to use.
     """
@@ -44,7 +44,7 @@ class TensorImages(Dataset[Any]):
         self.index = index
 
     def to(self, device: torch.device) -> None:
-        """Moves images and labels there; the numbers of the images stay where samplers are."""
+        """Moves images and labels to a device; the indices stay where the samplers are."""
         self.image, self.target = self.image.to(device), self.target.to(device)
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class TensorImages(Dataset[Any]):
         return self.pick(self.index[torch.tensor(items)])
 
     def pick(self, index: Tensor) -> Batch:
-        """The images of those numbers (B,), used or not."""
+        """The images with the given indices (B,), whether they are used or not."""
         there = index.to(self.image.device, non_blocking=True)
         pixels = self.image.permute(0, 2, 3, 1)
         image = pixels.flatten(1).index_select(0, there).view(-1, *pixels.shape[1:]).permute(0, 3, 1, 2)
@@ -66,10 +66,10 @@ class TensorImages(Dataset[Any]):
 
 
 class SeededViews(Dataset[Any]):
-    """Images that are augmented as they are fetched, each drawn by (seed, epoch, item), whichever process fetches it.
+    """Images augmented when they are fetched, from (seed, epoch, item) only, in whichever process.
 
     Args:
-        dataset: draws from torch's random state; its items are ``(image, target, index)``.
+        dataset: yields ``(image, target, index)``, and draws its augmentation from torch's random state.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
@@ -78,7 +78,7 @@ class SeededViews(Dataset[Any]):
         self._seed_and_epoch = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def begin(self, seed: int, epoch: int) -> None:
-        """Tells all processes that an epoch begins."""
+        """Sets the epoch for all processes."""
         self._seed_and_epoch.copy_(torch.tensor([seed, epoch]))
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class SeededViews(Dataset[Any]):
 
 
 def collate(samples: Any) -> Batch:
-    """A batch as it comes from :class:`TensorImages`, or one made of single samples."""
+    """Passes on a batch of :class:`TensorImages`, or builds one from single samples."""
     if isinstance(samples, Batch):
         return samples
     images, targets, indices = zip(*samples, strict=True)

@@ -26,12 +26,12 @@ _ALLOWED = {
 class CIFAR10DataModule(InMemoryDataModule):
     """50,000 and 10,000 colour 32x32 images of ten classes (Krizhevsky, 2009).
 
-    ``root`` holds ``cifar-10-batches-py``. Nothing but arrays and plain values is read from these files, so no code in
+    ``root`` contains ``cifar-10-batches-py``. Only arrays and plain values are read from these files, so no code in
     them can run. Views are padded by 4 pixels, cropped and mirrored.
 
     Args:
         *args: as of :class:`ImageDataModule`.
-        verify: whether the checksums of the files must be those of the published ones.
+        verify: whether the files must have the published checksums.
         **kwargs: as of :class:`InMemoryDataModule`.
     """
 
@@ -63,7 +63,7 @@ class CIFAR10DataModule(InMemoryDataModule):
             ) from None
 
     def _part(self, name: str, md5: str, *keys: str) -> list[Any]:
-        """What one file holds under those of the keys that it has."""
+        """The values of one file, for those of the keys that it has."""
         path = Path(self.root, self.files.base_folder, name)
         if not path.is_file():
             raise UserError(
@@ -91,7 +91,7 @@ class CIFAR10DataModule(InMemoryDataModule):
 class CIFAR100DataModule(CIFAR10DataModule):
     """50,000 and 10,000 colour 32x32 images of a hundred classes (Krizhevsky, 2009).
 
-    ``root`` holds ``cifar-100-python``; the rest is as for CIFAR-10.
+    ``root`` contains ``cifar-100-python``; everything else is as for CIFAR-10.
     """
 
     num_classes = 100

@@ -29,12 +29,12 @@ _told: set[str] = set()
 def decoded(path: str | Path) -> Image.Image:
     """The image of a file, in 8-bit RGB.
 
-    The pixels are those that torchvision's loader gives, except for grey images of 16 bits, which are scaled to 8 bits.
-    As there, an alpha channel is dropped, of an animation the first frame is used, and an orientation in the EXIF data
-    is ignored. Each process warns of the first image that loses something in this way.
+    The pixels are the same as with torchvision's loader, except that grey images of 16 bits are scaled to 8 bits. As in
+    torchvision, an alpha channel is dropped, only the first frame of an animation is used, and an orientation in the
+    EXIF data is ignored. Each process warns about the first image that loses information in this way.
 
     Raises:
-        UserError: the file can't be read, is no image, or has 32-bit pixels, whose range isn't known.
+        UserError: the file cannot be read, is not an image, or has 32-bit pixels, whose range is unknown.
     """
     try:
         with Image.open(path) as file:

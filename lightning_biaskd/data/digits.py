@@ -11,8 +11,8 @@ from lightning_biaskd.data.in_memory import InMemoryDataModule, Split
 class DigitsDataModule(InMemoryDataModule):
     """1,797 grey 8x8 images of ten digits (scikit-learn's ``load_digits``; UCI, Alpaydin and Kaynak, 1998).
 
-    A fixed 540 of them are the test set; ``val_split`` is taken from the other 1,257. Views are shifted by up to one
-    pixel and not mirrored. Arguments as of :class:`ImageDataModule`; ``root`` and ``download`` are not needed.
+    The test set is a fixed 540 of them; ``val_split`` applies to the other 1,257. Views are shifted by up to one pixel
+    and not mirrored. The arguments are those of :class:`ImageDataModule`; ``root`` and ``download`` are not needed.
     """
 
     num_classes = 10
@@ -25,7 +25,7 @@ class DigitsDataModule(InMemoryDataModule):
     flip = False
 
     def read(self, split: Split) -> tuple[Tensor, Tensor]:
-        from sklearn.datasets import load_digits  # a second of import, which other data needn't pay
+        from sklearn.datasets import load_digits  # imported late, because it takes a second
 
         digits = load_digits()
         order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, from its idx files as they come, packed or not."""
+"""Fashion-MNIST, from its idx files, compressed or not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PREFIX = {"train": "train", "test": "t10k"}
 class FashionMNISTDataModule(InMemoryDataModule):
     """60,000 and 10,000 grey 28x28 images of ten kinds of clothing (Xiao, Rasul, Vollgraf, 2017, arXiv 1708.07747).
 
-    ``root`` is a folder with the four idx files, packed (``.gz``) or not, or one above torchvision's
+    ``root`` is a folder with the four idx files, compressed (``.gz``) or not, or the parent of torchvision's
     ``FashionMNIST/raw``. Debian's package ``dataset-fashion-mnist`` puts them in ``/usr/share/datasets/fashion-mnist``.
     Views are padded by 4 pixels, cropped and mirrored. The arguments are those of :class:`ImageDataModule`.
     """

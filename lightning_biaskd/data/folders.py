@@ -1,4 +1,4 @@
-"""Images in class folders: which files there are, and what their classes are called."""
+"""Images in class folders: their files, labels and class names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ClassFolders(NamedTuple):
 
     Attributes:
         classes: names of the class folders, in the order of the labels.
-        paths: of the image files, class by class.
+        paths: paths of the image files, class by class.
         labels: one for each path.
     """
 
@@ -35,12 +35,12 @@ class ClassFolders(NamedTuple):
 
 
 def class_folders(folder: Path) -> ClassFolders:
-    """The images in a folder of class folders, nested or not, in the order of torchvision's ``ImageFolder``.
+    """The images in class folders, nested or not, in the order of torchvision's ``ImageFolder``.
 
-    Labels follow the names of the class folders, sorted as text. Hidden files and folders are left out.
+    Labels number the class folders, sorted as text. Hidden files and folders are ignored.
 
     Raises:
-        UserError: there is no class folder, one of them holds no image, or a link leads to a folder of this split.
+        UserError: there are no class folders, one of them has no images, or a link points to a folder of this split.
     """
     try:
         with os.scandir(folder) as entries:
@@ -68,10 +68,10 @@ def class_folders(folder: Path) -> ClassFolders:
 
 
 def check_same_classes(train: Path, train_classes: list[str], test: Path, test_classes: list[str]) -> None:
-    """Both splits must have the same class folders.
+    """Checks that both splits have the same class folders.
 
     Raises:
-        UserError: which they don't share.
+        UserError: they do not; the line names the folders that only one has.
     """
     for one, classes, other, others in (
         (train, train_classes, test, test_classes),
@@ -85,10 +85,10 @@ def check_same_classes(train: Path, train_classes: list[str], test: Path, test_c
 
 
 def readable_names(root: Path, classes: Sequence[str]) -> list[str]:
-    """Names of the classes by ``LOC_synset_mapping.txt`` or ``words.txt`` in ``root``, else those of the folders.
+    """Class names from ``LOC_synset_mapping.txt`` or ``words.txt`` in ``root``, or else the folders' names.
 
-    A line of these files is a folder's name and the names of its class, as ImageNet and Tiny-ImageNet have them. Two
-    classes of the same name keep the folder's name next to it.
+    Each line of these files has a folder's name and the names of its class, as in ImageNet and Tiny-ImageNet. If two
+    classes have the same name, the folder's name is added.
     """
     named: dict[str, str] = {}
     for name in _NAME_FILES:
@@ -146,7 +146,7 @@ def _warn_of_order(classes: list[str]) -> None:
 
 
 def _counted(name: str) -> list[tuple[int, str]]:
-    """Orders names as people do: numbers by their value, letters whatever their case."""
+    """A sort key that orders numbers by value and ignores the case of letters."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.findall(r"\d+|\D+", name.casefold())]
 
 

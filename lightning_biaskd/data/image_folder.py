@@ -19,23 +19,23 @@ from lightning_biaskd.errors import UserError
 
 
 class ImageFolderDataModule(InMemoryDataModule):
-    """Any data set of class folders that fits in memory: ``root/train``, and ``root/test`` or ``root/val``.
+    """Class folders of images that fit in memory: ``root/train``, and ``root/test`` or ``root/val``.
 
-    Each image is decoded once, resized and cropped to a square, and then kept as bytes, three for each pixel.
-    Training views are as for CIFAR: padded, cropped and mirrored on the device. They can be counted, so a
-    :class:`~lightning_biaskd.TeacherCache` works. Images of more than about 100 pixels are better decoded in each
-    epoch, by :class:`ImageNetDataModule`.
+    Each image is decoded once, resized and cropped to a square, and then stored with three bytes per pixel. Training
+    views are padded, cropped and mirrored on the device, as for CIFAR. They can be counted, so a
+    :class:`~lightning_biaskd.TeacherCache` works. For images larger than about 100 pixels, use
+    :class:`ImageNetDataModule`, which decodes them in every epoch.
 
-    The test set is ``test``, or ``val`` where there is no ``test``; validation images are held out of ``train``. Each
-    process holds all images.
+    The test set is ``test``, or ``val`` if there is no ``test``. Validation images are held out of ``train``. Each
+    process stores all images.
 
     Args:
-        root: folder of the splits; readable names of the classes are taken from its ``words.txt`` or
-            ``LOC_synset_mapping.txt``, if it has one.
+        root: folder of the splits. If it has a ``words.txt`` or ``LOC_synset_mapping.txt``, class names are read from
+            it.
         *args: as of :class:`ImageDataModule`.
         image_size: height and width in pixels.
-        resize: the shorter side before the centre crop; ``None`` for ``image_size``, so that no side is cut off a
-            square image.
+        resize: the shorter side before the centre crop; ``None`` for ``image_size``, so that square images are not
+            cropped.
         padding: pixels of zero padding before the random crop; ``None`` for an eighth of ``image_size``.
         flip: whether to mirror at random.
         mean: per channel, of pixels in [0, 1].
@@ -43,8 +43,8 @@ class ImageFolderDataModule(InMemoryDataModule):
         **kwargs: as of :class:`InMemoryDataModule`.
 
     Raises:
-        UserError: the folders aren't there, differ in their classes, or need more memory than there is; an image can't
-            be read.
+        UserError: the folders are missing, differ in their classes, or need more memory than is free; or an image
+            cannot be read.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ImageFolderDataModule(InMemoryDataModule):
         def fill(number: int) -> None:
             pixels[number] = view(decoded(found.paths[number]))
 
-        with ThreadPoolExecutor() as threads:  # Pillow decodes outside of Python's lock
+        with ThreadPoolExecutor() as threads:  # Pillow releases the GIL while it decodes
             for _ in threads.map(fill, range(len(found.paths)), chunksize=64):
                 pass
         return pixels, torch.tensor(found.labels)
@@ -103,7 +103,7 @@ def _check_memory(needed: int, folder: Path) -> None:
 
 
 def _free_memory() -> int | None:
-    """In bytes, ``None`` where the system doesn't say."""
+    """Free memory in bytes; ``None`` if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
     except OSError:

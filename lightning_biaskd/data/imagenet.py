@@ -1,4 +1,4 @@
-"""ImageNet, or any data set laid out like it: a folder per class."""
+"""ImageNet, or any data set with the same layout: one folder per class."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from lightning_biaskd.errors import UserError
 class ImageNetDataModule(ImageDataModule):
     """ImageNet-1k (Deng et al., 2009; Russakovsky et al., 2015): ``root/train`` and ``root/val``, a folder per class.
 
-    As its labelled test images aren't public, ``val`` is the test set here, and validation images are held out of
-    ``train`` by ``val_split``. The recipe is the field's: training crops of random size and place, mirrored; evaluation
-    on the centre ``image_size / resize`` of the image. The number of classes is that of the folders. Images are decoded
-    as by torchvision's loader, see :func:`~lightning_biaskd.data.decoding.decoded`.
+    The labels of ImageNet's test images are not public, so ``val`` is the test set here, and validation images are held
+    out of ``train`` by ``val_split``. Augmentation is the usual one: training uses mirrored crops of random size and
+    position, and evaluation the centre ``image_size / resize`` of the image. The number of classes is the number of
+    folders. Images are decoded as in torchvision's loader, see :func:`~lightning_biaskd.data.decoding.decoded`.
 
     Args:
-        root: folder with ``train`` and ``val``; readable names of the classes are taken from its ``words.txt`` or
-            ``LOC_synset_mapping.txt``, if it has one.
+        root: folder with ``train`` and ``val``. If it has a ``words.txt`` or ``LOC_synset_mapping.txt``, class names
+            are read from it.
         batch_size: per process.
-        val_split: part of ``train`` held out: a share below 1, or a number of images; 0 for none.
+        val_split: part of ``train`` to hold out, as a share below 1 or a number of images; 0 for none.
         seed: of the validation split.
         augment: whether training images are augmented.
         num_workers: processes that decode images.
-        image_size: height and width of what the network sees, in pixels.
+        image_size: height and width of the network's input, in pixels.
         resize: the shorter side before the centre crop, in pixels; ``None`` for 256/224 of ``image_size``.
         mix: mixes the images and labels of a training batch, see :class:`ImageDataModule`.
-        drop_last: leave out the last training batch of an epoch where it isn't full.
+        drop_last: leave out the last training batch of an epoch if it is not full.
         prefetch_factor: batches that each worker prepares ahead; ``None`` for torch's default.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
 
     Raises:
-        UserError: the folders aren't there, or differ in their classes, or an image can't be read.
+        UserError: the folders are missing or differ in their classes, or an image cannot be read.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ImageNetDataModule(ImageDataModule):
         self._test_view = v2.Compose([*centre, v2.PILToTensor()])
 
     def augmented(self, image: Tensor, bits: Tensor) -> Tensor:
-        """Returns the images as they are, because they are cropped as they are decoded."""
+        """Returns the images unchanged, because they are cropped while they are decoded."""
         return image
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any]]:
@@ -125,10 +125,10 @@ def side_before_crop(image_size: int, resize: int | None) -> int:
 
 
 def checked_normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of colour images, three numbers each.
+    """Checks the mean and standard deviation of colour images, three numbers each.
 
     Raises:
-        UserError: other numbers of channels, a deviation that isn't positive, or means beyond pixels in [0, 1].
+        UserError: another number of channels, a deviation that is not positive, or means outside [0, 1].
     """
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or not all(0 <= value <= 1 for value in mean):
         raise UserError(f"mean {list(mean)} and std {list(std)}: give three numbers each, of pixels in [0, 1]")

@@ -1,4 +1,4 @@
-"""Data sets that fit in memory, or on the GPU: fetched and augmented batch by batch."""
+"""Data sets that fit in memory or on the GPU, fetched and augmented batch by batch."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Split = Literal["train", "test"]
 
 
 class InMemoryDataModule(CountableViews):
-    """Base for data sets that fit in memory: a subclass reads them as uint8 tensors.
+    """Base of data modules for data that fit in memory; a subclass reads them as uint8 tensors.
 
-    They are kept on a GPU that has room for them, and otherwise in memory.
+    The data are stored on the GPU if it has enough free memory, and in main memory otherwise.
 
     Args:
         *args: as of :class:`ImageDataModule`.
         strong_view: adds to every training batch a second, strongly augmented view of each image, see
-            :func:`~lightning_biaskd.data.strong_view.strong_view`: the batch holds 2B images, the weak views first, and
-            labels and sample numbers twice. As a loss is a mean over the batch, it is the average of the two views'.
-            Published codes sum them, so their weights, that of cross-entropy too, are doubled here.
+            :func:`~lightning_biaskd.data.strong_view.strong_view`: the batch has 2B images, the weak views first, and
+            repeats labels and indices. A loss is then the average over the two views. Published code sums them, so
+            double its weights here, including that of the cross-entropy.
         cutout: side of a square that covers part of each view, in pixels; 0 for none.
-        color_jitter: how far brightness, contrast and saturation may go from 1; 0 for none.
-        views: draw each image's views from as many fixed ones, chosen at random once per image and seed; ``None`` for
-            all there are. A cache of the teacher's answers holds one for each.
-        train_size: number of training images, drawn by ``seed`` from those that validation leaves; ``None`` for all.
-        label_noise: share of them whose label is replaced by another class, any with the same chance, by ``seed``.
-            Labels of validation and test stay as they are.
+        color_jitter: largest change of the factors of brightness, contrast and saturation; 0 for none.
+        views: draw from this number of fixed views per image, chosen at random once per image and seed; ``None`` draws
+            from all views. A cache of the teacher stores one output per view.
+        train_size: number of training images, drawn by ``seed`` from those that are not held out; ``None`` for all.
+        label_noise: share of the training images whose label is replaced by another class, chosen uniformly by
+            ``seed``. The labels of validation and test images do not change.
         **kwargs: as of :class:`ImageDataModule`.
 
     Attributes:
@@ -43,7 +43,7 @@ class InMemoryDataModule(CountableViews):
         flip: whether to mirror at random.
 
     Raises:
-        UserError: no view at all, or an impossible cut-out or range of colours.
+        UserError: fewer than one view, or an impossible ``cutout`` or ``color_jitter``.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class InMemoryDataModule(CountableViews):
 
     @abstractmethod
     def read(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Images (N, D, H, W) uint8 and labels (N,) int64 of one split.
+        """Reads the images (N, D, H, W) uint8 and labels (N,) int64 of one split.
 
         Raises:
-            UserError: data that aren't there or are damaged.
+            UserError: the data are missing or damaged.
         """
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any]]:
-        # a gather from memory costs less than handing a batch over from another process
+        # gathering from memory is cheaper than receiving a batch from another process
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         image, target = self._checked("train")
         image = image.contiguous(memory_format=torch.channels_last)  # once for both parts

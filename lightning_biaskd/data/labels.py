@@ -1,4 +1,4 @@
-"""Labels in the one form that everything else expects."""
+"""Conversion of labels to int64."""
 
 from __future__ import annotations
 

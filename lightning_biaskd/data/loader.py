@@ -1,4 +1,4 @@
-"""A training loader whose order is a function of seed and epoch, so that a run goes on where it was stopped."""
+"""A training loader whose order is a function of seed and epoch, so that a run can resume in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning_biaskd.errors import UserError
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """torch's DistributedSampler, of one process too, that can begin in the middle.
+    """A DistributedSampler, for one process too, that can start in the middle of an epoch.
 
-    Its order depends on seed and epoch alone: N processes with batches of B see, batch by batch, what one process with
-    batches of N·B sees.
+    The order depends only on seed and epoch. Batch by batch, N processes with batches of B see the same images as one
+    process with batches of N·B.
 
     Attributes:
-        start: epoch to begin in the middle of, and how many images of it to leave out.
+        start: the epoch to resume, and the number of its images to skip.
     """
 
     start = (-1, 0)
@@ -31,7 +31,7 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class ImageLoader(DataLoader[Any]):
-    """A loader that tells what is wrong with an image in one line, even where a worker process met it."""
+    """A loader that reports a bad image in one line, even from a worker process."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
@@ -41,12 +41,12 @@ class ImageLoader(DataLoader[Any]):
 
 
 class ResumableLoader(ImageLoader):
-    """A loader of training batches that knows how far it is, and can begin in the middle of an epoch.
+    """A loader of training batches that stores its position and can resume in the middle of an epoch.
 
     It draws nothing from the global random state.
 
     Raises:
-        UserError: on loading, the state is of the middle of an epoch with other batches or on other processes.
+        UserError: the loaded state is from the middle of an epoch with other batches or another number of processes.
     """
 
     sampler: EpochSampler
@@ -63,19 +63,19 @@ class ResumableLoader(ImageLoader):
         if isinstance(self.dataset, SeededViews):
             self.dataset.begin(self.sampler.seed, self.sampler.epoch)
         seed = self.sampler.seed + self.sampler.epoch
-        self.generator = torch.Generator().manual_seed(seed)  # what workers are seeded from
+        self.generator = torch.Generator().manual_seed(seed)  # seeds the workers
         for batch in super().__iter__():
             self._given += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of which epoch were given, of how many, and of what kind they were."""
+        """The epoch, the number of batches yielded, the number of batches in all, and how they are built."""
         if not isinstance(self.sampler, EpochSampler):
             return {}
         return {"epoch": self.sampler.epoch, "batches": self._given, "of": len(self), **self._kind()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on after those batches; after the last one, with the next epoch."""
+        """Continues after the stored position; after the last batch, with the next epoch."""
         if not state or not isinstance(self.sampler, EpochSampler):
             return
         if state["batches"] >= state.get("of", len(self)):

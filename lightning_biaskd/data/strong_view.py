@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as ops
 
 
 def _moved(image: Tensor, degrees: tuple[float, float] = (0.0, 0.0), by: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    """Sheared by angles about the upper left corner, then shifted by shares of width and height; black comes in."""
+    """Shears about the upper left corner, then shifts by shares of width and height; new pixels are black."""
     pixels = [round(by[0] * image.shape[-1]), round(by[1] * image.shape[-2])]
     moved: Tensor = ops.affine(image, angle=0.0, translate=pixels, scale=1.0, shear=list(degrees), center=[0.0, 0.0])
     return moved
@@ -39,15 +39,14 @@ _GREY_PATCH = (123,)  # its luminance
 
 
 def strong_view(image: Tensor, bits: Tensor) -> Tensor:
-    """Two random operations on each image, then a square patch over it: what MLKD calls the strong augmentation.
+    """Applies MLKD's strong augmentation: two random operations on each image, then a square patch.
 
-    The recipe is that of its authors' code (Jin-Ying/Multi-Level-Logit-Distillation), which has it from FixMatch (Sohn
-    et al., 2020): a RandAugment (Cubuk et al., 2020) whose strengths are uniform, not fixed, and Cutout (DeVries and
-    Taylor, 2017) of a side up to half the image's, so torchvision's ``RandAugment`` isn't it. Where an operation has no
-    meaning for a grey image (its saturation), it leaves it as it is.
+    It follows the authors' code (Jin-Ying/Multi-Level-Logit-Distillation), which takes it from FixMatch (Sohn et al.,
+    2020): RandAugment (Cubuk et al., 2020) with uniform instead of fixed strengths, and Cutout (DeVries and Taylor,
+    2017) with a side of up to half the image's. It therefore differs from torchvision's ``RandAugment``. Operations
+    without meaning for grey images, such as saturation, leave them unchanged.
 
-    This is Python per image, 0.2 ms for each of CIFAR on a CPU core; on an accelerator it waits once per batch for
-    ``bits``.
+    It runs Python code for each image. On an accelerator, it waits once per batch for ``bits``.
 
     Args:
         image: (B, D, H, W) uint8, cropped and mirrored; D is 1 or 3.

@@ -1,4 +1,4 @@
-"""Views that are numbered, so that a cache can hold what a teacher says of each."""
+"""Training views that can be counted, so that a cache can store the teacher's outputs for each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def count_views(padding: int, flip: bool) -> int:
 
 
 def view_number(bits: Tensor, padding: int, flip: bool) -> Tensor:
-    """Which of the views (B,) that :func:`count_views` counts each of ``bits`` (B,) draws.
+    """The number of the view that each of ``bits`` (B,) draws, below :func:`count_views`.
 
     Example:
         >>> from lightning_biaskd.randomness.bits import random_bits
@@ -36,20 +36,20 @@ def view_number(bits: Tensor, padding: int, flip: bool) -> Tensor:
 
 
 def view_bits(number: Tensor, flip: bool) -> Tensor:
-    """Bits (B,) that draw the view of that number, the inverse of :func:`view_number`."""
+    """Bits (B,) that draw the views with the given numbers; the inverse of :func:`view_number`."""
     return number if flip else 2 * number
 
 
 class CountableViews(ImageDataModule):
-    """Training views of images in memory, each with a number where they can be counted.
+    """Training views of images in memory. Each view has a number if the views can be counted.
 
     Attributes:
         padding: pixels of zero padding before the random crop.
         flip: whether to mirror at random.
-        strong_view: whether a strongly augmented view of each image follows.
+        strong_view: whether batches also contain a strongly augmented view of each image.
         cutout: side of a square that covers part of each view; 0 for none.
-        color_jitter: how far brightness, contrast and saturation may go from 1; 0 for none.
-        fixed_views: how many fixed views of each image are drawn from; ``None`` for all.
+        color_jitter: largest change of the factors of brightness, contrast and saturation; 0 for none.
+        fixed_views: number of fixed views per image to draw from; ``None`` draws from all.
     """
 
     padding: int = 4
@@ -60,7 +60,7 @@ class CountableViews(ImageDataModule):
     fixed_views: int | None
 
     def augmented(self, image: Tensor, bits: Tensor) -> Tensor:
-        """Zero-pads, crops and mirrors; changes colours and cuts out, where asked for."""
+        """Pads with zeros, crops and mirrors; then changes colours and cuts out a square, if enabled."""
         image = crop_and_flip(image, bits, self.padding, self.flip)
         if self.color_jitter:
             bits = further_bits(bits)
@@ -72,9 +72,10 @@ class CountableViews(ImageDataModule):
 
     @property
     def view_count(self) -> int | None:
-        """See :class:`ImageDataModule`.
+        """The number of training views per image; ``None`` if they cannot be counted.
 
-        ``None`` too where a subclass changes what training sees, unless it is :meth:`augmented` and views are fixed.
+        A subclass that overrides what training sees has no countable views, unless it overrides only :meth:`augmented`
+        and views are fixed.
         """
         if self.strong_view or self._overrides("training_views", "on_after_batch_transfer"):
             return None
@@ -89,7 +90,7 @@ class CountableViews(ImageDataModule):
         return any(getattr(type(self), name) is not getattr(CountableViews, name) for name in methods)
 
     def training_views(self, batch: Batch, bits: Tensor) -> Batch:
-        """The weak views, and after them the strong ones if wanted, which have their own crops."""
+        """The weak views, followed by the strong ones if enabled. Strong views have their own crops."""
         weak = self._weak_views(batch, bits)
         if not self.strong_view:
             return weak
@@ -106,41 +107,43 @@ class CountableViews(ImageDataModule):
         return batch._replace(image=self.augmented(batch.image, bits), view=view)
 
     def numbered_views(self, batch: Batch, view: Tensor) -> Batch:
-        """The views (B,) of those numbers, not yet normalised; numbers are below :attr:`view_count`."""
+        """The views with the given numbers (B,), not yet normalised. Numbers are below :attr:`view_count`."""
         if not self.augment:
             return batch._replace(view=view)
         drawn = self.fixed_views is not None
         bits = random_bits(self.seed, view, batch.index) if drawn else view_bits(view, self.flip)
         return batch._replace(image=self.augmented(batch.image, bits), view=view)
 
-    def numbered_images(self, sample: Tensor, view: Tensor) -> Tensor:
-        """Views of training images as a network sees them; the number after the last view is the image as it is.
+    def numbered_images(self, index: Tensor, view: Tensor) -> Tensor:
+        """Views of training images, normalised.
+
+        The number after the last view stands for the image without augmentation.
 
         Args:
-            sample: (B,), the images' numbers.
-            view: (B,), up to :attr:`view_count`, which must be known.
+            index: (B,), indices of the images.
+            view: (B,), numbers of the views, up to :attr:`view_count`, which must be known.
 
         Returns:
             (B, D, H, W) float, on the device of ``view``.
         """
         assert self.view_count is not None
-        batch = cast("TensorImages", self.train_set).pick(sample.cpu())
-        batch = batch._replace(image=batch.image.to(view.device), index=sample.to(view.device))
+        batch = cast("TensorImages", self.train_set).pick(index.cpu())
+        batch = batch._replace(image=batch.image.to(view.device), index=index.to(view.device))
         image = self.numbered_views(batch, view.clamp_max(self.view_count - 1)).image
         plain = (view == self.view_count).view(-1, 1, 1, 1)
         return self.normalized(torch.where(plain, batch.image, image))
 
     def numbers_and_views(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Numbers of the images that training and validation use, each time with those of the views they use."""
+        """Yields the indices of the images that training and then validation use, with the numbers of their views."""
         count = cast("int", self.view_count)
         yield cast("TensorImages", self.train_set).index, torch.arange(count)
         if self.val_set is not None:
             yield cast("TensorImages", self.val_set).index, torch.tensor([count])
 
     def fingerprint(self) -> str:
-        """Names the training images and the views that numbers stand for; splits and labels don't matter.
+        """Identifies the training images and what the numbers of views mean, regardless of splits and labels.
 
-        A subclass's augmentation goes by the name of the class, not by its code.
+        A subclass's augmentation is identified by the name of the class, not by its code.
         """
         drawn = (self.fixed_views, self.seed) if self.fixed_views is not None else None
         views = self.augment, self.padding, self.flip, self.cutout, self.color_jitter, drawn

@@ -12,16 +12,16 @@ from lightning_biaskd.errors import UserError
 def from_pretrained(name: str, num_classes: int | None = None, revision: str = "main", **options: Any) -> nn.Module:
     """An image classifier of transformers with its weights, as ``AutoModelForImageClassification`` loads it.
 
-    It reads safetensors alone and runs no code of the repository.
+    It reads only safetensors and runs no code from the repository.
 
     Args:
-        name: of a repository of the hub, OWNER/NAME, or a folder that ``save_pretrained`` wrote.
+        name: a repository on the hub, OWNER/NAME, or a folder written by ``save_pretrained``.
         num_classes: C, for a new classifier with random weights; ``None`` keeps the one in the file.
         revision: a branch, tag or commit of the repository.
         options: further arguments of ``from_pretrained``, such as ``local_files_only``.
 
     Raises:
-        UserError: transformers isn't installed, there is no such model, or it is no image classifier.
+        UserError: transformers isn't installed, there is no such model, or it is not an image classifier.
     """
     try:
         from transformers import AutoModelForImageClassification

@@ -1,4 +1,4 @@
-"""MobileNetV2 for small images, which it reduces half as often as those of ImageNet."""
+"""MobileNetV2 for small images, with fewer reductions of the resolution than for ImageNet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_biaskd.models.initialization import he_convolutions, small_linear
 
-# expansion (None: the network's), planes, blocks, stride
+# expansion (None for the network's), planes, blocks, stride
 _STAGES: tuple[tuple[int | None, int, int, int], ...] = (
     (1, 16, 1, 1),
     (None, 24, 2, 1),
@@ -20,7 +20,7 @@ _STAGES: tuple[tuple[int | None, int, int, int], ...] = (
 
 
 class InvertedResidual(nn.Module):
-    """Widens by a 1x1 convolution, filters each channel, narrows linearly; adds the input where shapes allow."""
+    """A 1x1 convolution that widens, a 3x3 per channel, a linear 1x1 that narrows; plus the input if shapes match."""
 
     def __init__(self, in_planes: int, planes: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -41,13 +41,13 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """Sandler et al., *MobileNetV2: Inverted Residuals and Linear Bottlenecks*, 2018, arXiv 1801.04381.
 
-    The form that the distillation literature uses on CIFAR: an image is reduced 16 times, not 32, ReLU stands for
-    ReLU6, and there is no dropout. Takes images of any size. State-dict names are those of the checkpoints that the
-    field shares.
+    This is the variant that the distillation literature uses on CIFAR: the resolution is reduced by 16 instead of 32,
+    ReLU replaces ReLU6, and there is no dropout. It takes images of any size. The state-dict names match the published
+    checkpoints.
 
     Args:
-        width: factor of all channels; the 1280 before the classifier only grow by it.
-        expansion: T, how much wider a block is inside.
+        width: factor for the number of channels; the 1280 before the classifier are never reduced.
+        expansion: T, factor by which a block widens its input.
         num_classes: C, the number of classes.
         in_channels: of the image.
 
@@ -91,5 +91,5 @@ def _conv_bn_relu(in_planes: int, planes: int, kernel: int, stride: int, groups:
 
 
 def mobilenet_v2_half(num_classes: int = 100, in_channels: int = 3) -> MobileNetV2:
-    """MobileNetV2 of half the width; see :class:`MobileNetV2`."""
+    """MobileNetV2 with half the width; see :class:`MobileNetV2`."""
     return MobileNetV2(0.5, 6, num_classes, in_channels)

@@ -1,4 +1,4 @@
-"""The CIFAR ResNets: a 3x3 stem that keeps the resolution, three stages, named as the field's checkpoints are."""
+"""The CIFAR ResNets: a 3x3 stem that keeps the resolution and three stages, with the names of published checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.relu = nn.ReLU()  # a module, so that what it reads can be tapped
+        self.relu = nn.ReLU()  # a module, so that its input can be tapped
         self.downsample: nn.Module | None = None
         if stride != 1 or in_planes != planes:
             projection = nn.Conv2d(in_planes, planes, 1, stride, bias=False)
@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
 
 
 class Pad(nn.Module):
-    """The shortcut without parameters: subsamples the image, and adds channels of zeros, half of them on each side."""
+    """The shortcut without parameters: it subsamples the image and pads the channels with zeros on both sides."""
 
     def __init__(self, stride: int, channels: int) -> None:
         super().__init__()
@@ -58,17 +58,17 @@ class Pad(nn.Module):
 class CIFARResNet(nn.Module):
     """He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, 2016, arXiv 1512.03385, section 4.2.
 
-    Takes images of any size from about 8x8. State-dict names are those of the checkpoints that the field shares: with
-    option B those of RepDistiller's and Chen's CIFAR networks, with option A, where the classifier is named ``linear``,
-    those of Idelbayev's CIFAR-10 networks (``resnet20-12fca82f.th`` and so on).
+    It takes images of any size from about 8x8. The state-dict names match the published checkpoints. With option B,
+    these are RepDistiller's and Chen's CIFAR networks. With option A, the classifier is named ``linear``, and they are
+    Idelbayev's CIFAR-10 networks (``resnet20-12fca82f.th`` and so on).
 
     Args:
         depth: 6n + 2 layers: 8, 14, 20, 32, 44, 56, 110.
         num_classes: C, the number of classes.
         in_channels: of the image.
         widths: channels of the stem and of the three stages.
-        shortcut: where the resolution changes, ``"A"`` subsamples and pads with zeros, without parameters, as the paper
-            does on CIFAR-10; ``"B"`` is a 1x1 convolution with batch norm.
+        shortcut: what to do where the resolution changes. ``"A"`` subsamples and pads with zeros, as the paper does on
+            CIFAR-10; ``"B"`` is a 1x1 convolution with batch norm.
 
     Raises:
         UserError: a depth that is not 6n + 2, or another shortcut.

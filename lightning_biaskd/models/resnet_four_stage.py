@@ -1,4 +1,4 @@
-"""ImageNet's ResNets with a stem for small images: four stages, and the names of the field's CIFAR checkpoints."""
+"""ImageNet's ResNets with a stem for small images and the state-dict names of published CIFAR checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShortcutBlock(nn.Module):
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.shortcut = _shortcut(in_planes, planes, stride)
-        self.relu = nn.ReLU()  # a module, so that what it reads can be tapped
+        self.relu = nn.ReLU()  # a module, so that its input can be tapped
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -31,7 +31,7 @@ class ShortcutBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 1x1, a 3x3 that carries the stride, a 1x1 to four times the channels, and a shortcut."""
+    """A 1x1 convolution, a 3x3 with the stride, a 1x1 to four times the channels, and a shortcut."""
 
     expansion = 4
 
@@ -57,13 +57,13 @@ class Bottleneck(nn.Module):
 class FourStageResNet(nn.Module):
     """He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, 2016, arXiv 1512.03385, section 4.1.
 
-    The form that the distillation literature uses on CIFAR: a 3x3 stem of stride 1 and no max-pool. Takes images of any
-    size. State-dict names are those of the checkpoints that the field shares, which differ from torchvision's; for
-    torchvision's own, see :func:`cifar_stem`.
+    This is the variant that the distillation literature uses on CIFAR: a 3x3 stem with stride 1 and no max-pool. It
+    takes images of any size. The state-dict names match the published CIFAR checkpoints and differ from torchvision's;
+    for torchvision's networks, see :func:`cifar_stem`.
 
     Args:
-        block: of which the stages are made.
-        blocks: number in each of the four stages.
+        block: the type of block in all stages.
+        blocks: number of blocks in each of the four stages.
         num_classes: C, the number of classes.
         in_channels: of the image.
 

@@ -1,4 +1,4 @@
-"""ShuffleNet for small images: grouped 1x1 convolutions, and a shuffle that lets the groups speak."""
+"""ShuffleNet for small images: grouped 1x1 convolutions, and a shuffle that exchanges channels between the groups."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _GROUPS = 3
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Interleaves the channels of ``groups`` equal runs; (B, D, H, W) to the same shape."""
+    """Interleaves the channels of ``groups`` groups; (B, D, H, W) to the same shape."""
     return torch.unflatten(x, 1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1x1, shuffle, 3x3 per channel, grouped 1x1.
+    """A grouped 1x1 convolution, a shuffle, a 3x3 per channel, and a grouped 1x1.
 
-    The result is added to the input, or with stride 2 concatenated with the pooled input.
+    The result is added to the input; with stride 2 it is concatenated with the pooled input.
     """
 
     def __init__(self, in_planes: int, planes: int, stride: int) -> None:
@@ -33,7 +33,7 @@ class ShuffleUnit(nn.Module):
         self.bn2 = nn.BatchNorm2d(middle)
         self.conv3 = nn.Conv2d(middle, planes, 1, groups=_GROUPS, bias=False)
         self.bn3 = nn.BatchNorm2d(planes)
-        self.relu = nn.ReLU()  # a module, so that what it reads can be tapped
+        self.relu = nn.ReLU()  # a module, so that its input can be tapped
 
     def forward(self, x: Tensor) -> Tensor:
         out = channel_shuffle(F.relu(self.bn1(self.conv1(x))), self.groups)
@@ -48,9 +48,9 @@ class ShuffleUnit(nn.Module):
 class ShuffleNetV1(nn.Module):
     """Zhang et al., *ShuffleNet: An Extremely Efficient CNN for Mobile Devices*, 2017, arXiv 1707.01083.
 
-    The form that the distillation literature uses on CIFAR: 3 groups, a 1x1 stem and no max-pool; and, unlike the
-    paper, a ReLU after the convolution per channel. Takes images of any size. State-dict names are those of the
-    checkpoints that the field shares.
+    This is the variant that the distillation literature uses on CIFAR: 3 groups, a 1x1 stem, no max-pool and, unlike
+    the paper, a ReLU after the convolution per channel. It takes images of any size. The state-dict names match the
+    published checkpoints.
 
     Args:
         num_classes: C, the number of classes.

@@ -1,4 +1,4 @@
-"""ShuffleNetV2 for small images: half of the channels pass untouched, then all are shuffled."""
+"""ShuffleNetV2 for small images: a unit transforms half of the channels, then shuffles all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_biaskd.models.shufflenet_v1 import channel_shuffle
 
 
 class SplitUnit(nn.Module):
-    """Sends half of the channels through 1x1, 3x3 per channel, 1x1, and shuffles them with the other half."""
+    """Sends half of the channels through a 1x1, a 3x3 per channel and a 1x1, then shuffles both halves."""
 
     def __init__(self, planes: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Halves the image on two ways, each of half the new channels, and shuffles them."""
+    """Halves the resolution in two branches, each with half of the new channels, and shuffles them."""
 
     def __init__(self, in_planes: int, planes: int) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ class DownUnit(nn.Module):
 class ShuffleNetV2(nn.Module):
     """Ma et al., *ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design*, 2018, arXiv 1807.11164.
 
-    The form that the distillation literature uses on CIFAR: a 1x1 stem, no max-pool, and one unit more in each stage.
-    Takes images of any size. State-dict names are those of the checkpoints that the field shares.
+    This is the variant that the distillation literature uses on CIFAR: a 1x1 stem, no max-pool, and one more unit in
+    each stage. It takes images of any size. The state-dict names match the published checkpoints.
 
     Args:
         num_classes: C, the number of classes.

@@ -1,4 +1,4 @@
-"""A stem for small images, for networks that were made for ImageNet."""
+"""A stem for small images in networks designed for ImageNet."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lightning_biaskd.errors import UserError
 
 
 def cifar_stem(model: ResNet, in_channels: int = 3) -> ResNet:
-    """Gives torchvision's ResNet a 3x3 convolution of stride 1 for its stem and takes its max-pool away, in place.
+    """Replaces the stem of torchvision's ResNet by a 3x3 convolution with stride 1 and removes its max-pool, in place.
 
-    Small images keep their resolution through it. The new convolution starts from random weights.
+    The new stem keeps the resolution of small images. Its weights are random.
 
     Args:
         model: any of torchvision's ResNets, ResNeXts or wide ResNets.
@@ -34,17 +34,17 @@ def cifar_stem(model: ResNet, in_channels: int = 3) -> ResNet:
 def torchvision_cifar_resnet(
     name: str, num_classes: int = 100, in_channels: int = 3, weights: str | None = None
 ) -> ResNet:
-    """One of torchvision's ResNets with :func:`cifar_stem` and a fresh classifier, by name, for YAML files.
+    """One of torchvision's ResNets with :func:`cifar_stem` and a new classifier, by name, for YAML files.
 
     Args:
-        name: as torchvision spells it: ``resnet18``, ``resnext50_32x4d``, …
+        name: torchvision's name: ``resnet18``, ``resnext50_32x4d``, …
         num_classes: C, the number of classes.
         in_channels: of the image.
-        weights: torchvision's name of the weights to start from, such as ``IMAGENET1K_V1``; stem and classifier are
-            new either way.
+        weights: torchvision's name of the initial weights, such as ``IMAGENET1K_V1``; stem and classifier are always
+            new.
 
     Raises:
-        UserError: torchvision has no such network or weights, or it isn't a ResNet.
+        UserError: torchvision has no such network or weights, or the network isn't a ResNet.
     """
     try:
         model = get_model(name, weights=weights)

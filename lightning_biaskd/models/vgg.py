@@ -1,4 +1,4 @@
-"""VGG for small images: batch norm after each convolution, one linear layer as classifier."""
+"""VGG for small images, with batch norm after each convolution and one linear layer as classifier."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PLANES = (64, 128, 256, 512, 512)
 class VGG(nn.Module):
     """Simonyan, Zisserman, *Very Deep Convolutional Networks for Large-Scale Image Recognition*, 2014, arXiv 1409.1556.
 
-    Five blocks of 3x3 convolutions. A max-pool halves the image after each of the first three, after the fourth only
-    where the image is 64 rows or more, and the last block is averaged over whatever is left; so images of any size
-    from 8x8 fit. State-dict names are those of the checkpoints that the field shares.
+    Five blocks of 3x3 convolutions. A max-pool halves the resolution after each of the first three blocks, and after
+    the fourth if the image has 64 rows or more. The output of the last block is averaged over all positions, so the
+    network takes images of any size from 8x8. The state-dict names match the published checkpoints.
 
     Args:
-        convolutions: number in each of the five blocks.
+        convolutions: number of convolutions in each of the five blocks.
         num_classes: C, the number of classes.
         in_channels: of the image.
 

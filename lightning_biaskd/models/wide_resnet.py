@@ -1,4 +1,4 @@
-"""Wide ResNets: few layers, many channels, batch norm and ReLU before each convolution."""
+"""Wide ResNets: few layers with many channels, and batch norm and ReLU before each convolution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_biaskd.models.initialization import he_convolutions
 
 
 class PreActivationBlock(nn.Module):
-    """Batch norm, ReLU and a 3x3 convolution, twice; a projection reads the activated input, an identity the raw."""
+    """Batch norm, ReLU and a 3x3 convolution, twice. A projection takes the activated input, an identity the raw."""
 
     def __init__(self, in_planes: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -34,11 +34,11 @@ class PreActivationBlock(nn.Module):
 class WideResNet(nn.Module):
     """Zagoruyko, Komodakis, *Wide Residual Networks*, 2016, arXiv 1605.07146.
 
-    Takes images of any size. State-dict names are those of the checkpoints that the field shares.
+    It takes images of any size. The state-dict names match the published checkpoints.
 
     Args:
         depth: 6n + 4 layers: 16, 40.
-        widen_factor: channels of the stages over those of a ResNet, 16, 32, 64.
+        widen_factor: multiplies the channels 16, 32 and 64 of the three stages.
         num_classes: C, the number of classes.
         in_channels: of the image.
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 import copy
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.outputs import Outputs, logits_of
-
-_NO_STAGE = (
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d),
-)
+from lightning_biaskd.networks.trace import Call, last_activation, stages, trace
 
 
 class FeatureTap:
@@ -44,6 +38,7 @@ class FeatureTap:
             gives the logits.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
         >>> outputs = FeatureTap(net, ["0", "-1"], embedding=True)(torch.zeros(5, 1, 4, 4))
         >>> outputs.features["0"].shape, outputs.features["-1"].shape, outputs.embedding.shape
@@ -117,14 +112,14 @@ class FeatureTap:
         return modules[name]
 
     def _resolve(self, image: Tensor) -> None:
-        answer, calls = _trace(self.model, image[:2])
+        answer, calls = trace(self.model, image[:2])
         self._shared = {name for name, times in Counter(call.name for call in calls).items() if times > 1}
         for layer in self._unresolved:
             place = layer.removesuffix(":pre")
             name = self._stage(place, calls) if place.startswith("-") else place
             module = self._find(name)
             self._names[layer] = name
-            activation = _last_activation(name, calls) if layer.endswith(":pre") else None
+            activation = last_activation(name, calls) if layer.endswith(":pre") else None
             if activation is None:
                 module.register_forward_hook(_KeepOutput(self._seen, layer))
             else:
@@ -135,30 +130,16 @@ class FeatureTap:
             self._head.register_forward_pre_hook(_KeepInput(self._read, "embedding"))
         self._unresolved, self._headless = [], False
 
-    def _stage(self, number: str, calls: list[_Call]) -> str:
-        sizes: dict[str, set[torch.Size]] = {}  # seen at or below each module
-        for call in calls:
-            if call.size.numel() > 1:
-                for above in _with_ancestors(call.name):
-                    sizes.setdefault(above, set()).add(call.size)
-        ends = {call.name: call.size for call in calls}
-        last: dict[torch.Size, str] = {}
-        for call in calls:
-            if call.size.numel() <= 1 or isinstance(call.module, _NO_STAGE) or ends[call.name] != call.size:
-                continue  # the last: a module that serves several stages, of which only the last call can be kept
-            # inside a block that reduces the resolution, what comes before that is no stage's end
-            if all(ends.get(above) == call.size or len(sizes[above]) > 2 for above in _with_ancestors(call.name)):
-                last.pop(call.size, None)
-                last[call.size] = call.name
-        stages = list(last.values())
-        if not number[1:].isdigit() or not 1 <= int(number[1:]) <= len(stages):
+    def _stage(self, number: str, calls: list[Call]) -> str:
+        names = stages(calls)
+        if not number[1:].isdigit() or not 1 <= int(number[1:]) <= len(names):
             raise UserError(
-                f"{type(self.model).__name__} has {len(stages)} stages ({', '.join(stages)}), so {number} is not "
+                f"{type(self.model).__name__} has {len(names)} stages ({', '.join(names)}), so {number} is not "
                 "one of them: name a layer instead"
             )
-        return stages[int(number)]
+        return names[int(number)]
 
-    def _classifier(self, logits: Tensor, calls: list[_Call]) -> nn.Module:
+    def _classifier(self, logits: Tensor, calls: list[Call]) -> nn.Module:
         for call in calls:
             if call.output is logits and list(call.module.parameters(recurse=False)):
                 return call.module
@@ -176,67 +157,6 @@ def untapped(model: nn.Module) -> nn.Module:
             for key in [key for key, hook in hooks.items() if isinstance(hook, _KeepOutput)]:
                 del hooks[key]
     return network
-
-
-class _Call(NamedTuple):
-    """One layer that ran; calls are in the order in which layers finish."""
-
-    name: str
-    module: nn.Module
-    output: Tensor
-
-    @property
-    def size(self) -> torch.Size:
-        """Of a map (B, D, H, W) or of tokens (B, N, D); empty for anything else."""
-        shape = self.output.shape
-        return torch.Size({3: shape[1:2], 4: shape[2:]}.get(len(shape), ()))
-
-
-def _with_ancestors(name: str) -> list[str]:
-    """A module's name and those of the modules around it, without the network itself."""
-    parts = name.split(".")
-    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)] if name else []
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a network in eval mode, and restores the mode of each layer afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@torch.no_grad()
-def _trace(model: nn.Module, image: Tensor) -> tuple[Any, list[_Call]]:
-    """Runs a network once in eval mode, without changing it."""
-    calls: list[_Call] = []
-    hooks = [
-        module.register_forward_hook(
-            lambda module, _inputs, output, name=name: (
-                calls.append(_Call(name, module, output)) if isinstance(output, Tensor) else None
-            )
-        )
-        for name, module in model.named_modules()
-    ]
-    try:
-        with evaluating(model):
-            return model(image), calls
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _last_activation(name: str, calls: list[_Call]) -> nn.Module | None:
-    """The activation at the end of the named layer, if there is one."""
-    output = next(call.output for call in reversed(calls) if call.name == name)
-    for call in reversed(calls):
-        if call.output is output and type(call.module).__module__ == nn.ReLU.__module__:
-            return call.module
-    return None
 
 
 class _KeepOutput:

@@ -117,8 +117,8 @@ class OpenCache:
         self, teacher: FrozenTeacher, data: InMemoryDataModule, slots: Tensor, device: torch.device
     ) -> Outputs:
         """The teacher's outputs for the images and views of those slots, in the precision of a training step."""
-        sample, view = (slots // self._slots).to(device), (slots % self._slots).to(device)
-        image = data.numbered_images(sample, view)
+        index, view = (slots // self._slots).to(device), (slots % self._slots).to(device)
+        image = data.numbered_images(index, view)
         with _as_in_a_step(data):
             return teacher(image)  # type: ignore[no-any-return]
 

@@ -92,11 +92,11 @@ def check_student(network: nn.Module, stage: str, precision: str) -> None:
         )
 
 
-def check_views(sample: object, views: int, batch_idx: int) -> None:
+def check_views(index: object, views: int, batch_idx: int) -> None:
     """A batch of several views must hold the same images in each of its equal parts, where it numbers them."""
-    if not isinstance(sample, Tensor) or not may_read(sample, batch_idx):
+    if not isinstance(index, Tensor) or not may_read(index, batch_idx):
         return
-    if len(sample) % views or not bool((sample.view(views, -1) == sample[: len(sample) // views]).all()):
+    if len(index) % views or not bool((index.view(views, -1) == index[: len(index) // views]).all()):
         raise UserError(
             f"this method compares {views} views of the same images, and a batch holds no such: set data.strong_view "
             "to true, or views of the method to 1"
@@ -117,21 +117,21 @@ def check_pairs(distiller: Distiller, rows: int, batch_idx: int) -> None:
         )
 
 
-def check_samples(sample: object, num_samples: int | None, batch_idx: int) -> Tensor:
-    """The numbers (B,) of a batch's images must be there, below the number of images."""
-    if not isinstance(sample, Tensor):
+def check_index(index: object, num_samples: int | None, batch_idx: int) -> Tensor:
+    """The indices (B,) of a batch's images must be there, and below the number of images."""
+    if not isinstance(index, Tensor):
         raise UserError(
             "this method remembers every image, so it must know which ones are in a batch: let the data set return "
             "(image, target, index), as those of lightning_biaskd.data do"
         )
-    if num_samples is not None and may_read(sample, batch_idx):
-        low, high = int(sample.min()), int(sample.max())
+    if num_samples is not None and may_read(index, batch_idx):
+        low, high = int(index.min()), int(index.max())
         if low < 0 or high >= num_samples:
             raise UserError(
                 f"images are numbered {low} to {high} in this batch, outside [0, {num_samples - 1}]: num_samples of "
                 "the data module must say how many there are"
             )
-    return sample
+    return index
 
 
 def check_accumulation(trainer: Trainer) -> None:

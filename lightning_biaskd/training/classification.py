@@ -12,23 +12,23 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_biaskd.distributed.padding import unpadded_rows
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.metrics import ChosenMetrics, Means, topk_accuracies
+from lightning_biaskd.metrics import Means
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.weights import load_weights, mismatch
 from lightning_biaskd.renamed import refuse_renamed_methods
-from lightning_biaskd.training.batches import check_one_loader, images_of, labelled
+from lightning_biaskd.training.batches import images_of, labelled
 from lightning_biaskd.training.checks import check_accumulation, check_labels, check_student, check_student_outputs
+from lightning_biaskd.training.evaluation import EvaluatedModule
 from lightning_biaskd.training.hyperparameters import save_plain_arguments
 from lightning_biaskd.training.optimization import OptimizedModule
 from lightning_biaskd.training.step import Step, accuracy, cross_entropy
 
 
-class ClassificationModule(OptimizedModule):
+class ClassificationModule(EvaluatedModule, OptimizedModule):
     """Trains a classifier: a teacher, or a student alone as the baseline.
 
     Batches are ``(image, target, …)``; in training, labels mixed by MixUp or CutMix (B, C) are taken too. Made to be
@@ -145,27 +145,12 @@ class ClassificationModule(OptimizedModule):
         return cross_entropy(logits, target, self.label_smoothing)
 
     def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
-        """Counts one batch of an evaluation; its result is logged at the end of the epoch.
-
-        Args:
-            stage: ``"val"`` or ``"test"``.
-            batch: ``(image, target, …)``.
-            batch_idx: number of the batch.
-
-        Returns:
-            What callbacks find in the ``outputs`` of ``on_validation_batch_end``, if anything.
-        """
         image, target = batch[:2]
         logits = self(image)
         self.check_batch(batch_idx, target, logits)
         if rows := self.own_rows(stage, batch, batch_idx):
             self.count_accuracy(f"{stage}/", logits[:rows], target[:rows])
         return None
-
-    def own_rows(self, stage: str, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> int:
-        """How many rows of an evaluation's batch count; under DDP the last batch may end with images of other ranks."""
-        loaders: Any = getattr(self.trainer, f"{stage}_dataloaders")
-        return unpadded_rows(loaders, batch_idx, len(batch[1]), dataloader_idx)
 
     def check_batch(self, batch_idx: int, target: Tensor, logits: Tensor) -> None:
         """Refuses a batch whose labels and logits can't belong together, see :mod:`lightning_biaskd.training.checks`.
@@ -175,31 +160,6 @@ class ClassificationModule(OptimizedModule):
         """
         check_labels(target, logits, self.num_classes or logits.shape[1], batch_idx, type(self.model).__name__)
         check_student_outputs(logits, batch_idx, type(self.model).__name__)
-
-    def count_accuracy(self, prefix: str, logits: Tensor, target: Tensor) -> None:
-        """Adds a batch to the accuracies logged under ``{prefix}acc1`` and ``{prefix}acc5``.
-
-        Args:
-            prefix: ``"val/"``, ``"test/teacher_"`` and so on.
-            logits: (B, C).
-            target: (B,) labels.
-        """
-        self.meters.update(prefix, lambda: topk_accuracies(logits.shape[1], prefix), logits, target)
-        if self.metrics:
-            self.meters.update(f"{prefix}chosen", lambda: ChosenMetrics(self.metrics or [], prefix), logits, target)
-
-    def log_meters(self, stage: str) -> dict[str, Tensor]:
-        """Logs and empties the meters whose name begins with the stage; all processes must call it.
-
-        Returns:
-            What was logged, the same on every process.
-        """
-        computed = self.meters.compute(f"{stage}/")
-        self.meters.reset(f"{stage}/")
-        values = {key: value.float() for part in computed.values() for key, value in part.items()}
-        for key, value in values.items():
-            self.log(key, value, prog_bar=key.startswith("val/") and key.endswith("acc1"), sync_dist=True)
-        return values
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
         """The loss, and for callbacks what :meth:`callback_outputs` gives them."""
@@ -222,25 +182,10 @@ class ClassificationModule(OptimizedModule):
         """What callbacks find in the ``outputs`` of a batch in addition to the loss; nothing here."""
         return {}
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
-        return self.evaluate("val", labelled(batch, batch_idx), batch_idx)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
-        return self.evaluate("test", labelled(batch, batch_idx), batch_idx)
-
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Logits (B, C)."""
         logits: Tensor = self(images_of(batch, batch_idx))
         return logits
-
-    def on_train_epoch_end(self) -> None:
-        self.log_meters("train")
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_meters("val")
-
-    def on_test_epoch_end(self) -> None:
-        self.log_meters("test")
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -275,13 +220,11 @@ class ClassificationModule(OptimizedModule):
         self._loaded = True
 
     def on_validation_start(self) -> None:
-        check_one_loader(self.trainer, "val")
-        self.meters.reset("val/")  # of a validation that was interrupted
+        super().on_validation_start()
         self._load_initial()
 
     def on_test_start(self) -> None:
-        check_one_loader(self.trainer, "test")
-        self.meters.reset("test/")
+        super().on_test_start()
         self._load_initial()
 
     def on_predict_start(self) -> None:
@@ -290,7 +233,6 @@ class ClassificationModule(OptimizedModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         check_accumulation(self.trainer)
-        self.meters.reset("train/")
         self._load_initial()
         if not self.model.training:
             rank_zero_warn(

@@ -7,18 +7,13 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MetricCollection
 
 from lightning_biaskd.bias import BiasStrategy
-from lightning_biaskd.data.batch import Batch
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distillers import KD
-from lightning_biaskd.distributed.sharding import average_gradients, broadcast_from_first, shard
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.networks.class_map import ClassMap
@@ -27,17 +22,18 @@ from lightning_biaskd.networks.outputs import Outputs, with_index, with_logits
 from lightning_biaskd.teachers.backends import Backend, Precision
 from lightning_biaskd.teachers.cache import TeacherCache
 from lightning_biaskd.teachers.frozen import FrozenTeacher
-from lightning_biaskd.teachers.store import OpenCache
-from lightning_biaskd.training.checks import check_pairs, check_samples, check_teacher, check_views
+from lightning_biaskd.training.cached_teacher import CachedTeacherModule
+from lightning_biaskd.training.checks import check_index, check_pairs, check_teacher, check_views
 from lightning_biaskd.training.classification import ClassificationModule
 from lightning_biaskd.training.dynamic_weights import DynamicWeights
 from lightning_biaskd.training.progress import EpochCallback
-from lightning_biaskd.training.rehearsal import some_images
+from lightning_biaskd.training.rehearsal import RehearsedModule
+from lightning_biaskd.training.sharded import ShardedModule
 from lightning_biaskd.training.step import Distillation, Step
 from lightning_biaskd.training.untrained_teacher import warn_of_untrained
 
 
-class DistillationModule(ClassificationModule):
+class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, ClassificationModule):
     r"""Trains a student under a frozen teacher, bias-aware unless told otherwise.
 
     The step itself is :class:`~lightning_biaskd.training.step.Distillation`, which this module connects to a Trainer:
@@ -96,8 +92,6 @@ class DistillationModule(ClassificationModule):
         True
     """
 
-    distillation: Distillation
-
     def __init__(
         self,
         student: nn.Module,
@@ -135,9 +129,7 @@ class DistillationModule(ClassificationModule):
         self.teacher = step.teacher
         self.distiller = step.distiller
         self.bias = step.bias
-        self.rehearsed: dict[str, Any] | None = None
         self.teacher_cache = TeacherCache(teacher_cache) if isinstance(teacher_cache, str) else teacher_cache
-        self.open_cache: OpenCache | None = None  # while fitting
         if self.teacher_cache is not None and (distiller.needs.teacher_layers or distiller.needs.embedding):
             raise UserError(f"{type(distiller).__name__} reads the teacher's features, and a cache holds logits alone")
 
@@ -187,18 +179,8 @@ class DistillationModule(ClassificationModule):
             check_views(index, views, batch_idx)
         if self.distiller.needs.index:
             known = self.rehearsed["num_samples"] if self.rehearsed else None
-            student = with_index(student, check_samples(index, known, batch_idx))
+            student = with_index(student, check_index(index, known, batch_idx))
         return self.distillation.step(student, teacher, target)
-
-    def teacher_outputs_of(self, batch: Sequence[Any]) -> Outputs:
-        """The teacher's outputs for a batch; during a fit from its cache, if it has one for such a batch.
-
-        A teacher with a CUDA stream may still be at work on them: call ``self.teacher.join(device)`` before using them.
-        """
-        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING  # what it was opened for
-        if fitting and self.open_cache is not None and getattr(batch, "view", None) is not None:
-            return self.open_cache.outputs_of(cast("Batch", batch), self.teacher)
-        return self.teacher.queue(batch[0])
 
     def callback_outputs(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> dict[str, Tensor]:
         """What callbacks find in the ``outputs`` of a batch: (B, C) logits without gradient, and (B,) labels."""
@@ -256,64 +238,14 @@ class DistillationModule(ClassificationModule):
         """The student and the loss; the teacher compiles itself."""
         return [*super().parts_to_compile(), self.bias]
 
-    def configure_model(self) -> None:
-        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-        if fitting and self.rehearsed is None and self.distillation.needs_rehearsal:
-            self.rehearse(*some_images(self.trainer))
-        if self.device_mesh is not None and not isinstance(self.student, FSDPModule):
-            self.shard(self.device_mesh["data_parallel"])
-
-    def shard(self, mesh: DeviceMesh) -> None:
-        """Shards both networks over the processes, for Lightning's ``ModelParallelStrategy``.
-
-        The teacher then runs unchanged and before the student, as sharded weights can't be folded. Every process holds
-        all of what the method learns.
-        """
-        if self.teacher_cache is not None:
-            raise UserError("networks that are spread over processes keep no cache of the teacher: leave it out")
-        self.teacher.backend = "plain"
-        self.teacher.stream = False
-        broadcast_from_first(self.distiller, mesh)
-        for network in (self.student, self.teacher.model):
-            broadcast_from_first(network, mesh)
-            shard(network, mesh)
-
-    def on_after_backward(self) -> None:
-        super().on_after_backward()
-        if self.device_mesh is not None:
-            average_gradients(self.distiller, self.device_mesh["data_parallel"])
-
-    def rehearse(self, image: Tensor, num_samples: int | None = None) -> None:
-        """Runs both networks once, see :meth:`Distillation.rehearse`; a Trainer's fit calls it where a method needs it.
-
-        The checkpoint remembers the images' shape and normalisation, so that it can be loaded without data.
-
-        Args:
-            image: (B, …), a few images as a training step gets them.
-            num_samples: size of the training set, for methods with a memory.
-        """
-        self.distillation.rehearse(image, num_samples)
-        self.rehearsed = {"image_shape": list(image.shape[1:]), "num_samples": num_samples}
-        if self.data_input is not None:
-            self.rehearsed |= {"mean": list(self.data_input.mean), "std": list(self.data_input.std)}
-
     def on_fit_start(self) -> None:
         if self.compile_mode and self.teacher.backend == "fast":
             self.teacher.backend = "compile"
         super().on_fit_start()
-        if self.teacher_cache is not None:
-            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-            self.open_cache = self.teacher_cache.open(self.teacher, datamodule, self.num_classes)
-
-    def teardown(self, stage: str) -> None:
-        super().teardown(stage)
-        self.open_cache = None
 
     def on_new_epoch(self) -> None:
-        """Called before the first batch of every epoch, also in a run that goes on in the middle of one."""
+        super().on_new_epoch()
         self.distiller.set_epoch(self.current_epoch)
-        if self.open_cache is not None and self.device.type == "cuda":
-            self.open_cache.keep_on(self.device, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_callbacks(self) -> list[Callback]:
         wanted: list[type[Callback]] = [_EpochOfModule]
@@ -325,15 +257,8 @@ class DistillationModule(ClassificationModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["method"] = self._method()
-        if self.rehearsed is not None:
-            checkpoint["rehearsed"] = self.rehearsed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        rehearsed = checkpoint.get("rehearsed")
-        if rehearsed is not None and self.rehearsed is None:
-            if self.data_input is None and "mean" in rehearsed:
-                self.connect_inputs(InputSpec(rehearsed["mean"], rehearsed["std"]))
-            self.rehearse(torch.zeros(2, *rehearsed["image_shape"]), rehearsed["num_samples"])
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("method", self._method())
         if saved != self._method():

@@ -1,4 +1,4 @@
-"""Rates that are meant for another batch size."""
+"""Scaling learning rates that are meant for another batch size."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lightning_biaskd.errors import UserError
 
 
 def scale_learning_rate(optimizer: Optimizer, trainer: Trainer, batch_size: int) -> None:
-    """Scales rates that are meant for one global batch size to this run's, by the linear rule, in place.
+    """Scales learning rates linearly from the batch size they are meant for to that of the run, in place.
 
     Goyal et al., *Accurate, Large Minibatch SGD*, 2017, arXiv 1706.02677.
 
     Args:
-        optimizer: whose rates are scaled.
-        trainer: of the run; its data module says the batch size of a process.
-        batch_size: images per step, over all processes and accumulated batches, that the rates are meant for.
+        optimizer: its learning rates are scaled.
+        trainer: the run's Trainer. Its data module gives the batch size per process.
+        batch_size: images per step, over all processes and accumulated batches, for which the rates were chosen.
 
     Raises:
-        UserError: there is no data module that says it, or ``batch_size`` is none.
+        UserError: there is no data module with a batch size, or ``batch_size`` is below 1.
     """
     if batch_size < 1:
         raise UserError(f"lr_batch_size={batch_size}: name the images per step that the learning rate is meant for")

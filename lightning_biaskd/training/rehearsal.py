@@ -1,17 +1,68 @@
-"""Some of the images that a Trainer is about to train on, before training begins."""
+"""Running both networks once before training, on some of the images of the training set."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import Trainer
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.networks.inputs import InputSpec
 from lightning_biaskd.randomness.state import unchanged_random_state
+from lightning_biaskd.training.step import Distillation
 
 _ENOUGH = 64
+
+
+class RehearsedModule(LightningModule):
+    """A module that runs its networks once, in a fit or from a checkpoint, for methods that build what they learn.
+
+    Attributes:
+        rehearsed: what a checkpoint needs to rehearse without data, ``None`` before.
+    """
+
+    distillation: Distillation
+    data_input: InputSpec | None
+    connect_inputs: Callable[[InputSpec], None]
+    rehearsed: dict[str, Any] | None = None
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if fitting and self.rehearsed is None and self.distillation.needs_rehearsal:
+            self.rehearse(*some_images(self.trainer))
+
+    def rehearse(self, image: Tensor, num_samples: int | None = None) -> None:
+        """Runs both networks once, see :meth:`Distillation.rehearse`; a Trainer's fit calls it where a method needs it.
+
+        The checkpoint remembers the images' shape and normalisation, so that it can be loaded without data.
+
+        Args:
+            image: (B, …), a few images as a training step gets them.
+            num_samples: size of the training set, for methods with a memory.
+        """
+        self.distillation.rehearse(image, num_samples)
+        self.rehearsed = {"image_shape": list(image.shape[1:]), "num_samples": num_samples}
+        if self.data_input is not None:
+            self.rehearsed |= {"mean": list(self.data_input.mean), "std": list(self.data_input.std)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.rehearsed is not None:
+            checkpoint["rehearsed"] = self.rehearsed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        rehearsed = checkpoint.get("rehearsed")
+        if rehearsed is not None and self.rehearsed is None:
+            if self.data_input is None and "mean" in rehearsed:
+                self.connect_inputs(InputSpec(rehearsed["mean"], rehearsed["std"]))
+            self.rehearse(torch.zeros(2, *rehearsed["image_shape"]), rehearsed["num_samples"])
+        super().on_load_checkpoint(checkpoint)
 
 
 def some_images(trainer: Trainer) -> tuple[Tensor, int | None]:

@@ -16,7 +16,8 @@ from lightning_biaskd.distillers import KD
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.inputs import InputConversion
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_index
-from lightning_biaskd.networks.tap import FeatureTap, evaluating
+from lightning_biaskd.networks.tap import FeatureTap
+from lightning_biaskd.networks.trace import evaluating
 from lightning_biaskd.teachers.frozen import FrozenTeacher
 
 
@@ -26,7 +27,7 @@ class Step(NamedTuple):
     Attributes:
         loss: the scalar to minimise.
         logged: detached scalars, by the names under which they are logged.
-        student: the trained network's outputs, with gradient: a further loss term can be built from them.
+        student: the outputs of the trained network. They have gradients, so you can add further loss terms.
         teacher: the teacher's outputs, without gradient; ``None`` where there is no teacher.
         trust: (B,) the share of its weight that the teacher keeps on each sample, see
             :class:`~lightning_biaskd.BiasLoss`; ``None`` where no sample is weighed.
@@ -44,9 +45,10 @@ class Distillation(nn.Module):
 
     .. math:: L = w_{ce}\,\mathrm{CE}(z^S, y) + w_{kd}\, L_{kd}
 
-    with :math:`L_{kd}` the total of ``bias`` around ``distiller``. It fits any loop: plain PyTorch, Fabric, the Hugging
-    Face ``Trainer``, and Lightning's by :class:`~lightning_biaskd.DistillationModule`. Its parameters are those of the
-    student and of the method. The teacher has none as far as an optimizer, a checkpoint or DDP can see.
+    where :math:`L_{kd}` is the loss of ``distiller`` under the strategy ``bias``. The module works in any loop: plain
+    PyTorch, Fabric and the Hugging Face ``Trainer``. For Lightning's Trainer, use
+    :class:`~lightning_biaskd.DistillationModule`. The parameters of the module are those of the student and of the
+    method. Optimizers, checkpoints and DDP see no parameters of the teacher.
 
     Args:
         student: any network from inputs to logits (B, C).
@@ -55,7 +57,7 @@ class Distillation(nn.Module):
         bias: the strategy; ``None`` for plain distillation.
         ce_weight: :math:`w_{ce}`.
         kd_weight: :math:`w_{kd}`.
-        label_smoothing: of the cross-entropy.
+        label_smoothing: smoothing of the cross-entropy's labels, in [0, 1].
         convert: converts the inputs to the student's training format; ``None`` if they already have it.
 
     Raises:
@@ -101,7 +103,7 @@ class Distillation(nn.Module):
         Args:
             input: (B, …).
             target: (B,) labels.
-            index: (B,) the number of each input in its data set, for methods with a memory.
+            index: (B,) the index of each input in its data set, for methods with a memory.
 
         Returns:
             The loss, what to log, and both networks' outputs.
@@ -116,7 +118,7 @@ class Distillation(nn.Module):
         return self.distiller.outputs_of(self._student_outputs(input))
 
     def step(self, student: Outputs, teacher: Outputs, target: Tensor, index: Tensor | None = None) -> Step:
-        """The step from the outputs of both networks, for example with the teacher's taken from a cache."""
+        """Computes the step from the outputs of both networks, for example with cached outputs of the teacher."""
         if target.ndim != 1:
             raise UserError(
                 "mixed images have no single label for a teacher to be right on: distil without MixUp and CutMix "
@@ -160,8 +162,8 @@ class Distillation(nn.Module):
     def rehearse(self, input: Tensor, num_samples: int | None = None) -> None:
         """Runs both networks once, so that features are found and adapters built before the optimizer is made.
 
-        Methods that read features or learn something need it, and the trust of each class; for others it changes
-        nothing.
+        Only methods that read features or learn parameters need this, and the trust of each class. For all others, it
+        has no effect.
 
         Args:
             input: (B, …), a few inputs as a training step gets them.
@@ -177,11 +179,11 @@ class Distillation(nn.Module):
             self.deployed()  # what can't be deployed is refused now, not after training
 
     def set_progress(self, epoch: int, epochs: int, schedule: Callable[[float], float] = cosine) -> None:
-        """Moves what depends on the epoch: γ of the strategy, and the method's warm-up and schedules.
+        """Updates what depends on the epoch: γ of the strategy, and the method's warm-up and schedules.
 
         Args:
             epoch: 0-based.
-            epochs: E, in all.
+            epochs: E, the number of epochs.
             schedule: γ(t) with t = epoch / E.
         """
         self.distiller.set_epoch(epoch)
@@ -191,8 +193,8 @@ class Distillation(nn.Module):
     def deployed(self) -> nn.Module:
         """The network to deploy, inputs to logits.
 
-        This is the student, except for methods such as :class:`~lightning_biaskd.distillers.SimKD`, which give a copy
-        of it another classifier.
+        This is the student itself. Methods such as :class:`~lightning_biaskd.distillers.SimKD` return a copy with
+        another classifier.
         """
         return self.distiller.deployed(self._tap)
 
@@ -201,13 +203,13 @@ class Distillation(nn.Module):
 
 
 def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of logits (B, C) against labels (B,) or mixed ones (B, C), in float32 at least."""
+    """Mean cross-entropy of logits (B, C) against labels (B,) or mixed ones (B, C), in at least float32."""
     logits = at_least_float32(logits)
     target = target.to(logits) if target.ndim == 2 else target
     return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of rows of logits (B, C) whose first class is the label (B,), or has the greatest share of a mixed one."""
+    """Share of rows of logits (B, C) whose first class is the label (B,), or the main class of a mixed label (B, C)."""
     target = target.argmax(1) if target.ndim == 2 else target
     return (logits.detach().argmax(1) == target).float().mean()
