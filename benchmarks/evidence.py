@@ -28,7 +28,7 @@ TEACHERS: dict[str, tuple[list[str], int, dict[str, object]]] = {
     "misled": (CLOTHES, 15, {"data.train_size": 10000, "data.label_noise": 0.6}),
     "full": (CLOTHES, 15, {}),
     "strong": (PHOTOS, 4, {"model.weights": "data/weights/resnet20-12fca82f.th", "model.optimizer.lr": 0.02}),
-    "weak_photos": (PHOTOS, 20, {"data.train_size": 2500, "data.batch_size": 64}),
+    "weak_photos": (PHOTOS, 5, {"data.train_size": 2500, "data.batch_size": 64}),
     "same_kind": (SMALL, 12, {"data.train_size": 10000, "data.batch_size": 64}),
 }
 MATRICES = ("photos", "main", "when", "full", "digits")
