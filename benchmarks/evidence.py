@@ -1,10 +1,11 @@
 """All of the evidence: trains the teachers that are missing, then runs the matrices; each goes on where it was.
 
     python benchmarks/evidence.py                      # all of it; some hours on two cores
-    python benchmarks/evidence.py --matrices main      # one of main, when, full, digits
+    python benchmarks/evidence.py --matrices photos    # one of photos, main, when, full, digits
 
-Fashion-MNIST must lie where Debian's package dataset-fashion-mnist puts it. What comes out is in runs/evidence;
-benchmarks/results_page.py makes docs/results.md and the README's table of it.
+Fashion-MNIST must lie where Debian's package dataset-fashion-mnist puts it. The photographs lie in data/cifar10_jpeg and
+data/tiny_imagenet_100, and published networks in data/weights, as configs/evidence/photos.yaml says. What comes out is
+in runs/evidence; benchmarks/results_page.py makes docs/results.md and the README's table of it.
 """
 
 from __future__ import annotations
@@ -15,24 +16,30 @@ import sys
 from pathlib import Path
 
 RECIPE = "configs/evidence"
-TEACHERS = {
-    "larger": ["model_larger", 30, "--data.train_size=10000"],
-    "equal": ["model_equal", 15, "--data.train_size=10000"],
-    "tenth": ["model_larger", 30, "--data.train_size=6000"],
-    "noise": ["model_larger", 30, "--data.train_size=10000", "--data.label_noise=0.2"],
-    "weak": ["model_larger", 2, "--data.train_size=10000"],
-    "misled": ["model_larger", 15, "--data.train_size=10000", "--data.label_noise=0.6"],
-    "full": ["model_larger", 15],
+CLOTHES = ["configs/recipe/teacher_fashion_mnist.yaml", f"{RECIPE}/model_larger.yaml"]
+PHOTOS = [f"{RECIPE}/cifar10.yaml", f"{RECIPE}/teacher_photos.yaml"]
+SMALL = [*PHOTOS, f"{RECIPE}/model_same_kind.yaml"]
+TEACHERS: dict[str, tuple[list[str], int, dict[str, object]]] = {
+    "larger": (CLOTHES, 30, {"data.train_size": 10000}),
+    "equal": ([CLOTHES[0], f"{RECIPE}/model_equal.yaml"], 15, {"data.train_size": 10000}),
+    "tenth": (CLOTHES, 30, {"data.train_size": 6000}),
+    "noise": (CLOTHES, 30, {"data.train_size": 10000, "data.label_noise": 0.2}),
+    "weak": (CLOTHES, 2, {"data.train_size": 10000}),
+    "misled": (CLOTHES, 15, {"data.train_size": 10000, "data.label_noise": 0.6}),
+    "full": (CLOTHES, 15, {}),
+    "strong": (PHOTOS, 4, {"model.weights": "data/weights/resnet20-12fca82f.th", "model.optimizer.lr": 0.02}),
+    "weak_photos": (PHOTOS, 5, {"data.train_size": 2500, "data.batch_size": 64}),
+    "same_kind": (SMALL, 12, {"data.train_size": 10000, "data.batch_size": 64}),
 }
-MATRICES = ("main", "when", "full", "digits")
+MATRICES = ("photos", "main", "when", "full", "digits")
 
 
 def teacher(name: str) -> list[str]:
     """The command that trains one."""
-    model, epochs, *flags = TEACHERS[name]
+    files, epochs, flags = TEACHERS[name]
     return [
-        *("fit", "-c", "configs/recipe/teacher_fashion_mnist.yaml", "-c", f"{RECIPE}/{model}.yaml"),
-        *(f"--trainer.max_epochs={epochs}", f"--model.lr_scheduler.T_max={epochs}", *map(str, flags)),
+        *("fit", *(word for file in files for word in ("-c", file)), f"--trainer.max_epochs={epochs}"),
+        *(f"--{flag}={value}" for flag, value in flags.items()),
         *("--trainer.logger.save_dir=runs/evidence/teachers", f"--trainer.logger.name={name}"),
         *("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"),
     ]
