@@ -10,7 +10,7 @@ from pathlib import Path
 from lightning_biaskd.compare.statistics import paired_difference, summary
 
 RESULTS = Path(__file__).parent / "results"
-MATRICES = ("main", "when", "full", "digits")
+MATRICES = ("photos", "main", "when", "full", "digits")
 Runs = list[dict[str, str]]
 
 

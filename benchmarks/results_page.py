@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import accuracies
+import photographs
 import timings
 from accuracies import MATRICES, RESULTS
 
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 BLOCKS: dict[str, Callable[[], str]] = {
     **accuracies.TABLES,
     **accuracies.FIGURES,
+    **photographs.TABLES,
+    **photographs.FIGURES,
     **timings.TABLES,
     **timings.FIGURES,
 }
@@ -46,7 +49,7 @@ def run() -> None:
     parser.add_argument("--from", dest="source", type=Path)
     args = parser.parse_args()
     if args.source:
-        for matrix in MATRICES:
+        for matrix in (name for name in MATRICES if (args.source / name / "results.csv").is_file()):
             shutil.copy(args.source / matrix / "results.csv", RESULTS / f"evidence_{matrix}.csv")
             for picture in (args.source / matrix).glob("curves.svg"):
                 shutil.copy(picture, ROOT / "docs/img" / f"evidence_{matrix}.svg")
