@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from accuracies import Runs, by_seed, difference, markdown, mean, names, runs, spread
+from accuracies import Runs, by_seed, markdown, mean, names, runs, spread
 
 from lightning_biaskd.compare.statistics import Difference, paired_difference
 
-RECOMMENDED = "run, drop, 1 + ½"
 BASELINES = ("alone", "plain")
 
 
@@ -60,24 +59,6 @@ def _wrong(setting: str) -> str:
     return mean(by_seed([run for run in runs("photos", setting=setting) if run["wrong_rate"]], "wrong_rate"))
 
 
-def headline() -> str:
-    """The recommended form against its baselines, in every setting."""
-    rows = []
-    for name in _settings():
-        recommended = _of(name, RECOMMENDED)
-        rows.append(
-            [
-                name,
-                f"{mean(by_seed(runs('photos', setting=name), 'teacher_acc1'))} / {_wrong(name)}",
-                *(_spread(name, form) for form in ("alone", "plain", "paper", RECOMMENDED)),
-                difference(recommended, _of(name, "plain")),
-                difference(recommended, _of(name, "alone")),
-            ]
-        )
-    head = ["setting", "teacher right on test / wrong on training views [%]", "alone", "plain KD", "paper", "recommended"]
-    return markdown([*head, "recommended − plain, 95 %", "recommended − alone"], rows)
-
-
 def worst(column: str) -> str:
     """For each form, its margin over the better baseline in every setting, and the smallest."""
     rows = []
@@ -100,19 +81,13 @@ def _beyond() -> str:
     return "\n".join(told)
 
 
-def _least(column: str) -> str:
-    return _told(min((margin(name, RECOMMENDED, column) for name in _settings()), key=lambda found: found.mean))
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "photos": by_setting,
-    "photos headline": headline,
     "photos worst, validation": lambda: worst("val_acc1_last"),
     "photos worst, test": lambda: worst("acc1_last"),
     "photos beyond": _beyond,
 }
 FIGURES: dict[str, Callable[[], str]] = {
-    "photos least": lambda: _least("acc1_last"),
     "photos seeds": lambda: str(len({run["seed"] for run in runs("photos")})),
     "photos runs": lambda: str(len(runs("photos"))),
 }
