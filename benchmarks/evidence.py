@@ -3,9 +3,9 @@
     python benchmarks/evidence.py                      # all of it; some hours on two cores
     python benchmarks/evidence.py --matrices photos    # one of photos, main, when, full, digits
 
-Fashion-MNIST must lie where Debian's package dataset-fashion-mnist puts it. The photographs lie in data/cifar10_jpeg and
-data/tiny_imagenet_100, and published networks in data/weights, as configs/evidence/photos.yaml says. What comes out is
-in runs/evidence; benchmarks/results_page.py makes docs/results.md and the README's table of it.
+Fashion-MNIST must lie where Debian's package dataset-fashion-mnist puts it. The photographs lie in data/cifar10_jpeg
+and data/tiny_imagenet_100, and published networks in data/weights, as configs/evidence/photos.yaml says. What comes out
+is in runs/evidence; benchmarks/results_page.py makes docs/results.md and the README's table of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 RECIPE = "configs/evidence"
 CLOTHES = ["configs/recipe/teacher_fashion_mnist.yaml", f"{RECIPE}/model_larger.yaml"]
-PHOTOS = [f"{RECIPE}/cifar10.yaml", f"{RECIPE}/teacher_photos.yaml"]
+PHOTOS = [f"{RECIPE}/cifar10.yaml", f"{RECIPE}/model_photos.yaml"]
 SMALL = [*PHOTOS, f"{RECIPE}/model_same_kind.yaml"]
 TEACHERS: dict[str, tuple[list[str], int, dict[str, object]]] = {
     "larger": (CLOTHES, 30, {"data.train_size": 10000}),
