@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -24,7 +24,6 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BiasRate, CalibrationError, NotOnTop, confused_pairs
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.outputs import at_least_float32
-from lightning_biaskd.networks.trace import evaluating
 from lightning_biaskd.training.batches import labelled
 from lightning_biaskd.training.checks import check_labels, check_teacher
 from lightning_biaskd.training.distillation import DistillationModule
@@ -129,13 +128,13 @@ class _Auditor(TeacherPass):
     def __init__(self, module: DistillationModule, num_classes: int | None) -> None:
         super().__init__(module, num_classes)
         self.automatic_optimization = False
-        trusts = isinstance(module.bias, BiasStrategy) and module.bias.trust is not None
-        self.distillation = module.distillation if trusts else None
         self.space = module.bias.space if isinstance(module.bias, BiasStrategy) else "probs"
         self.temperatures = sorted(
             {float(term.temperature) for term, _ in module.distiller.terms() if term.reads == "logits"}
         )
         self.meters = Meters()
+        trusts = isinstance(module.bias, BiasStrategy) and module.bias.trust is not None
+        self.trust = ClassTrust(module, self.meters) if trusts else None
         self.values: dict[str, Any] = {}
 
     @torch.no_grad()
@@ -147,11 +146,8 @@ class _Auditor(TeacherPass):
         check_teacher(logits.cpu(), logits, batch_idx)
         own = self._own(len(target), batch_idx).to(target.device)
         logits, target = logits[own], target[own]
-        if self.distillation is not None:
-            with evaluating(self.distillation.student):
-                student = self.distillation.outputs_of(image).logits[own]
-            bias = cast("BiasStrategy", self.distillation.bias)
-            self.meters.update("trust", lambda: ClassTrust(bias, logits.shape[1]), student, logits, target)
+        if self.trust is not None:
+            self.trust.count(image, own, logits, target)
         self.meters.update("bias", lambda: BiasRate(logits.shape[1]), logits, target)
         self.meters.update("confidence", _Confidence, logits, target)
         self.meters.update("calibration", lambda: CalibrationError(logits.shape[1]), logits, target)
@@ -183,7 +179,7 @@ def _report(
     seen, per_class = found["seen"].tolist(), found["per_class"].tolist()
     names = [str(name) for name in class_names or range(len(seen))]
     views, right = sum(seen), int(found["right"].sum())
-    trust = values["trust"].tolist() if "trust" in values else [math.nan] * len(seen)
+    trust = [math.nan] * len(seen) if auditor.trust is None else auditor.trust.of_classes(values).tolist()
     histogram, (sure_right, sure_wrong, label, second) = values["confidence"]
     corrections = [
         Correction(mode, tau, *(float(values[f"{what} {mode} {tau}"]) for what in ("not on top", "moved")))

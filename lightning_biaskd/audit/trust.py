@@ -3,58 +3,69 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torchmetrics import Metric
+from torch import Tensor, nn
 
 from lightning_biaskd.bias.partition import partition
-from lightning_biaskd.bias.running_trust import RunningTrust
 from lightning_biaskd.bias.strategy import BiasStrategy
-from lightning_biaskd.distillers import KD
-from lightning_biaskd.networks.outputs import Outputs
+from lightning_biaskd.metrics import BiasRate, ClassMeans
+from lightning_biaskd.metrics.meters import Meters
+from lightning_biaskd.networks.trace import evaluating
+from lightning_biaskd.training.distillation import DistillationModule
 
 
-class ClassTrust(Metric):
+class ClassTrust(nn.Module):
     """Mean share of its weight that a strategy leaves the teacher on the views of each class, when γ = 1.
 
-    Shape of ``update(student_logits, teacher_logits, target)``: (B, C), (B, C), (B,). ``compute`` returns (C,), NaN for
-    a class not seen. Running accuracies are those of all views.
+    The student is as it is. Running accuracies are those of all views.
 
     Args:
-        bias: a strategy with trust.
-        num_classes: C, the number of classes.
+        module: whose strategy has trust.
+        meters: count the shares.
     """
 
-    full_state_update = False
-    tally: Tensor
-    total: Tensor
-
-    def __init__(self, bias: BiasStrategy, num_classes: int) -> None:
+    def __init__(self, module: DistillationModule, meters: Meters) -> None:
         super().__init__()
-        self.bias = copy.deepcopy(bias).eval()
+        self.distillation = module.distillation
+        self.meters = meters
+        self.bias = copy.deepcopy(cast("BiasStrategy", module.bias))
         self.bias.gamma.fill_(1.0)
-        self.counter = RunningTrust(per_class=True)
-        self.add_state("tally", torch.zeros(3, num_classes, dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros(num_classes), dist_reduce_fx="sum")
 
-    def update(self, student: Tensor, teacher: Tensor, target: Tensor) -> None:
-        """Adds a batch."""
-        right = partition(teacher, target)
-        self.tally += self.counter.tally(right, partition(student, target), target, len(self.total))
-        if self.bias.running is None:
-            shares = self.bias(KD(), Outputs(student), Outputs(teacher), target).trust
-            self.total.index_add_(0, target, shares.to(self.total))
+    def count(self, image: Tensor, own: Tensor, teacher: Tensor, target: Tensor) -> None:
+        """Adds a batch.
 
-    def compute(self) -> Tensor:
-        """The shares, in [0, 1]."""
-        seen, right, _ = self.tally.unbind()
+        Args:
+            image: (B, …).
+            own: (B,) bool, the rows that count.
+            teacher: logits (n, C) of these rows.
+            target: (n,) labels of these rows.
+        """
+        with evaluating(self.distillation.student):
+            student = self.distillation.outputs_of(image).logits[own]
+        classes = teacher.shape[1]
         if self.bias.running is None:
-            return torch.as_tensor(self.total / seen)
-        running = RunningTrust(self.bias.running.per_class, self.bias.running.width)
-        running.counts = self.tally.float() if running.per_class else self.tally.sum(1, keepdim=True).float()
-        eased = 0 if self.bias.balance == "complement" else 1  # the weight of right answers when γ = 1
-        used = 0 if self.bias.mode == "drop" else 1
-        kept = (eased * right + used * (seen - right)) / seen
-        trust: Tensor = running(torch.arange(len(seen), device=seen.device))
-        return trust * kept
+            bounds = [self.bias.trust_in(student, teacher, target)]
+        else:  # shares are linear in trust, and all views must be counted before trust is known
+            bounds = [torch.zeros_like(target, dtype=torch.float), None]
+            self.meters.update("student", lambda: BiasRate(classes), student, target)
+        for number, trust in enumerate(bounds):
+            shares = self.bias.shares(self.distillation.distiller, partition(teacher, target), trust)
+            self.meters.update(f"trust {number}", lambda: ClassMeans(classes), shares, target)
+
+    def of_classes(self, values: dict[str, Any]) -> Tensor:
+        """The shares (C,), NaN for a class not seen.
+
+        Args:
+            values: of the meters, among them the teacher's ``"bias"``.
+        """
+        least: Tensor = values["trust 0"]
+        running = self.bias.running
+        if running is None:
+            return least
+        counts = torch.stack([values["bias"]["seen"], values["bias"]["right"], values["student"]["right"]]).float()
+        running.counts = counts if running.per_class else counts.sum(1, keepdim=True)
+        trust: Tensor = running(torch.arange(len(least), device=least.device))
+        most: Tensor = values["trust 1"]
+        return least + trust * (most - least)

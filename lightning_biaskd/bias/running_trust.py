@@ -34,7 +34,7 @@ class RunningTrust(nn.Module):
         >>> running = RunningTrust()
         >>> teacher, student = torch.tensor([True, True, False, True]), torch.tensor([True, True, False, False])
         >>> target = torch.tensor([0, 1, 0, 1])
-        >>> running.update(running.tally(teacher, student, target, num_classes=2))
+        >>> running.update(running.tally(teacher, student, target))
         >>> running(target)  # 0.75 against 0.5
         tensor([1., 1., 1., 1.])
     """
@@ -52,14 +52,13 @@ class RunningTrust(nn.Module):
         if self.per_class and not self.counts.shape[1]:
             self.counts = self.counts.new_zeros(3, num_classes)
 
-    def tally(self, teacher: Tensor, student: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    def tally(self, teacher: Tensor, student: Tensor, target: Tensor) -> Tensor:
         """Counts of one batch, which may be summed over ranks.
 
         Args:
             teacher: (B,) bool, where the teacher is right.
             student: (B,) bool, where the student is right.
             target: (B,) labels.
-            num_classes: C.
 
         Returns:
             (3, C), or (3, 1), int64.
@@ -67,7 +66,7 @@ class RunningTrust(nn.Module):
         rows = torch.stack([torch.ones_like(teacher), teacher, student]).long()
         if not self.per_class:
             return rows.sum(1, keepdim=True)
-        return rows.new_zeros(3, num_classes).index_add_(1, target, rows)
+        return rows.new_zeros(self.counts.shape).index_add_(1, target, rows)
 
     def update(self, tally: Tensor) -> None:
         """Adds the counts of a batch."""

@@ -165,12 +165,11 @@ class BiasStrategy(nn.Module):
         """
         right = partition(teacher.logits, target)
         ranks = world_size() if self.sync and self.training else 1
+        self.build(student.logits.shape[1])
         n_right, n_wrong = self._count(right, student.logits, target, ranks)
         size = n_right + n_wrong
-        eased = 1 - self.gamma if self.balance == "complement" else torch.ones_like(self.gamma)
-        trust = self._trust(student.logits, teacher.logits, target)
+        trust = self.trust_in(student.logits, teacher.logits, target)
         total = right_part = rectified_part = torch.zeros_like(self.gamma)
-        shares = []
         for term, weight in distiller.terms():
             used = self.uses_wrong(term)
             losses = self._losses(term, None if used else right, student, teacher, target, ranks)
@@ -180,19 +179,50 @@ class BiasStrategy(nn.Module):
             scaled = losses * (ranks * weight)
             easy = torch.where(right, scaled, 0).sum() / (size if by_batch else n_right.clamp_min(1))
             hard = torch.where(right | (not used), 0, scaled).sum() / (size if by_batch else n_wrong.clamp_min(1))
-            total = total + (eased * easy + self.gamma * hard if term.reads == "logits" else easy + hard)
+            a, b = self._weights(term)
+            total = total + a * easy + b * hard
             right_part, rectified_part = right_part + easy, rectified_part + hard
-            a, b = (eased, self.gamma) if term.reads == "logits" else (torch.ones_like(eased), torch.ones_like(eased))
-            share = torch.where(right, a, b if used else 0)
-            shares.append(share if trusted is None else share * trusted)
-        return BiasLoss(
-            total, right_part.detach(), rectified_part.detach(), n_wrong / size, torch.stack(shares).mean(0).detach()
-        )
+        shares = self.shares(distiller, right, trust).detach()
+        return BiasLoss(total, right_part.detach(), rectified_part.detach(), n_wrong / size, shares)
 
     def build(self, num_classes: int) -> None:
         """Makes room for what is kept for each class, before a state dict is loaded or the module is compiled."""
         if self.running is not None:
             self.running.build(num_classes)
+
+    def trust_in(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor | None:
+        """Trust (B,) in the teacher on each sample, by what was counted so far if it is running; ``None`` for 1.
+
+        Args:
+            student_logits: (B, C).
+            teacher_logits: (B, C).
+            target: (B,) labels.
+        """
+        if self.running is not None:
+            return cast("Tensor", self.running(target))
+        return None if self.trust is None else _TRUST[self.trust](student_logits, teacher_logits, target)
+
+    def shares(self, distiller: Distiller, right: Tensor, trust: Tensor | None = None) -> Tensor:
+        """Share (B,) of its weight that the teacher keeps on each sample, as mean over the methods of a sum.
+
+        Args:
+            distiller: any method.
+            right: (B,) bool, where the teacher is right.
+            trust: (B,), ``None`` for 1.
+        """
+        shares = []
+        for term, _ in distiller.terms():
+            a, b = self._weights(term)
+            share = torch.where(right, a, b if self.uses_wrong(term) else 0)
+            shares.append(share if trust is None or term.reads == "nothing" else share * trust)
+        return torch.stack(shares).mean(0)
+
+    def _weights(self, term: Distiller) -> tuple[Tensor, Tensor]:
+        """Weights of a method's right and wrong samples by dynamic learning."""
+        one = torch.ones_like(self.gamma)
+        if term.reads != "logits":
+            return one, one
+        return (1 - self.gamma if self.balance == "complement" else one), self.gamma
 
     def uses_wrong(self, term: Distiller) -> bool:
         """Whether the wrong samples of a method are used, corrected or as they are; otherwise they are dropped."""
@@ -236,23 +266,16 @@ class BiasStrategy(nn.Module):
 
     def _count(self, right: Tensor, student_logits: Tensor, target: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
         """Right and wrong samples of the global batch, which is also added to the running accuracies."""
+        running = self.running if self.training else None
         counts = torch.stack([right.sum(), (~right).sum()])
-        if self.running is not None and self.training:
-            num_classes = student_logits.shape[1]
-            self.running.build(num_classes)
-            tally = self.running.tally(right, partition(student_logits.detach(), target), target, num_classes)
+        if running is not None:
+            tally = running.tally(right, partition(student_logits.detach(), target), target)
             counts = torch.cat([counts, tally.flatten()])
         if ranks > 1:
             dist.all_reduce(counts)
-        if len(counts) > 2 and self.running is not None:
-            self.running.update(counts[2:].view(3, -1))
+        if running is not None:
+            running.update(counts[2:].view(3, -1))
         return counts[0], counts[1]
-
-    def _trust(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor | None:
-        if self.running is not None:
-            self.running.build(student_logits.shape[1])
-            return cast("Tensor", self.running(target))
-        return None if self.trust is None else _TRUST[self.trust](student_logits, teacher_logits, target)
 
     def extra_repr(self) -> str:
         return (

@@ -50,6 +50,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
     ``train/loss_rectified`` its part from wrong samples, before dynamic weighting
     ``bias/wrong_rate``      share of training views that the teacher gets wrong
     ``bias/gamma``           γ, the weight of hard knowledge
+    ``bias/trust``           mean share of its weight that the teacher keeps, if the strategy has ``trust``
     ``val/teacher_acc1``     the teacher's top-1 accuracy (also ``acc5``)
     ``val/gap``              student's top-1 minus teacher's: above 0, the student is ahead
     ``val/student_only``     number of images that only the student gets right (also

@@ -13,7 +13,7 @@ from lightning_biaskd.__main__ import main
 from lightning_biaskd.audit import audit
 from lightning_biaskd.bias import rectify
 from lightning_biaskd.bias import trust as forms
-from lightning_biaskd.distillers import LabelSmoothing
+from lightning_biaskd.distillers import FitNet, LabelSmoothing
 from lightning_biaskd.training.passes import QUIET
 
 
@@ -113,6 +113,24 @@ def test_it_shows_how_much_teacher_each_class_gets(trust, report):
         assert entry.trust == pytest.approx(expected, abs=1e-6)
     assert "Classes that get the least of the teacher" in str(found)
     assert "Classes that get the least" not in str(report(DistillationModule(network(), network()), data))
+
+
+@pytest.mark.parametrize("trust", ["student", "run"])
+def test_each_class_is_told_what_the_method_itself_would_get(trust, report):
+    method = WeightedSum([(FitNet(layers="2"), 1.0), (LabelSmoothing(), 1.0)])
+    bias = BiasStrategy("blend", "batch", "complement", trust=trust)
+    module, data = DistillationModule(network(), network(), method, bias), TinyData()
+    module.rehearse(data.loader.dataset.tensors[0])
+    found = report(module, data)
+    logits, target = answers(module, data)
+    student = module.eval()(data.loader.dataset.tensors[0])
+    right = logits.argmax(1) == target
+    gap = right.float().mean() - (student.argmax(1) == target).float().mean()
+    running = (gap / 0.1 + 0.5).clamp(0, 1).expand(len(target))
+    trusted = running if trust == "run" else forms.student(student, logits, target)
+    shares = (torch.where(right, trusted, 0) + 1) / 2  # features of wrong samples are dropped, labels need no teacher
+    for label, entry in enumerate(found.classes):
+        assert entry.trust == pytest.approx(shares[target == label].mean().item(), abs=1e-6)
 
 
 def test_it_changes_nothing_and_writes_nothing(report, tmp_path):
