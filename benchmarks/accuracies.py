@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from lightning_biaskd.compare import table
 from lightning_biaskd.compare.statistics import paired_difference, summary
 
 RESULTS = Path(__file__).parent / "results"
@@ -28,8 +29,7 @@ def by_seed(found: Runs, column: str) -> dict[int, float]:
 
 def spread(values: Mapping[int, float]) -> str:
     """Mean ± standard deviation."""
-    found = summary(list(values.values()))
-    return f"{found.mean:.2f} ± {found.std:.2f}" if found.n > 1 else f"{found.mean:.2f}"
+    return table.spread(summary(list(values.values())))
 
 
 def mean(values: Mapping[int, float]) -> str:
@@ -39,11 +39,9 @@ def mean(values: Mapping[int, float]) -> str:
 
 def difference(row: Runs, reference: Runs, column: str = "acc1_last") -> str:
     """Paired, with its interval."""
-    found = paired_difference(by_seed(row, column), by_seed(reference, column))
-    if not found.n or not reference or row == reference:
+    if row == reference:
         return "–"
-    interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.n > 1 else ""
-    return f"{found.mean:+.2f}{interval}".replace("-", "−")
+    return table.interval(paired_difference(by_seed(row, column), by_seed(reference, column)))
 
 
 def ahead(found: Runs) -> str:
@@ -90,10 +88,8 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def about(found: Runs) -> str:
     """The teacher of a setting."""
-    rate = mean(by_seed([run for run in found if run["wrong_rate"]], "wrong_rate"))
-    return (
-        f"Teacher: {mean(by_seed(found, 'teacher_acc1'))} % on the test set, wrong on {rate} % of the training views."
-    )
+    right, wrong = (mean(by_seed(found, column)) for column in ("teacher_acc1", "wrong_rate"))
+    return f"Teacher: {right} % on the test set, wrong on {wrong} % of the training views."
 
 
 def names(found: Runs, *axes: str) -> list[tuple[str, ...]]:

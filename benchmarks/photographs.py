@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from accuracies import Runs, by_seed, markdown, mean, names, runs, spread
+from accuracies import Runs, ahead, by_seed, markdown, mean, names, runs, spread
 
 from lightning_biaskd.compare.statistics import Difference, paired_difference
+from lightning_biaskd.compare.table import interval
 
 BASELINES = ("alone", "plain")
 
@@ -16,7 +17,7 @@ def _settings() -> list[str]:
 
 
 def _forms() -> list[str]:
-    return list(dict.fromkeys(form for (form,) in names(runs("photos"), "form")))
+    return [form for (form,) in names(runs("photos"), "form")]
 
 
 def _of(setting: str, form: str) -> Runs:
@@ -34,29 +35,16 @@ def margin(setting: str, form: str, column: str) -> Difference:
     return paired_difference(by_seed(_of(setting, form), column), by_seed(_of(setting, baseline), column))
 
 
-def _told(found: Difference) -> str:
-    interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.n > 1 else ""
-    return f"{found.mean:+.2f}{interval}".replace("-", "−")
-
-
 def by_setting() -> str:
     """Every form in every setting, on test images."""
+    settings = [runs("photos", setting=name) for name in _settings()]
     rows = [
-        ["the teacher", *(mean(by_seed(runs("photos", setting=name), "teacher_acc1")) for name in _settings())],
-        ["its training views that it gets wrong", *(_wrong(name) for name in _settings())],
+        ["the teacher", *(mean(by_seed(found, "teacher_acc1")) for found in settings)],
+        ["its training views that it gets wrong", *(mean(by_seed(found, "wrong_rate")) for found in settings)],
     ]
     for form in _forms():
-        rows.append([f"`{form}`", *(_spread(name, form) for name in _settings())])
+        rows.append([f"`{form}`", *(spread(by_seed(_of(name, form), "acc1_last")) for name in _settings())])
     return markdown(["top-1 on test images [%]", *_settings()], rows)
-
-
-def _spread(setting: str, form: str) -> str:
-    found = by_seed(_of(setting, form), "acc1_last")
-    return spread(found) if found else "–"
-
-
-def _wrong(setting: str) -> str:
-    return mean(by_seed([run for run in runs("photos", setting=setting) if run["wrong_rate"]], "wrong_rate"))
 
 
 def worst(column: str) -> str:
@@ -65,7 +53,7 @@ def worst(column: str) -> str:
     for form in _forms():
         margins = [margin(name, form, column) for name in _settings()]
         least = min(margins, key=lambda found: found.mean)
-        rows.append([f"`{form}`", *map(_told, margins), f"**{_told(least)}**"])
+        rows.append([f"`{form}`", *map(interval, margins), f"**{interval(least)}**"])
     return markdown(["form − max(alone, plain KD) [points]", *_settings(), "worst case"], rows)
 
 
@@ -74,10 +62,8 @@ def _beyond() -> str:
     told = []
     for name in _settings():
         found = [run for run in runs("photos", setting=name) if run["form"] != "alone"]
-        ahead = [100 * (float(run["acc1_last"]) - float(run["teacher_acc1"])) for run in found]
-        won = [points for points in ahead if points > 0]
-        most = f", by up to {max(won):.1f} points" if won else ""
-        told.append(f"- {name}: {len(won)} of {len(found)} distilled students{most}")
+        most = max(100 * (float(run["acc1_last"]) - float(run["teacher_acc1"])) for run in found)
+        told.append(f"- {name}: {ahead(found)} distilled students{f', by up to {most:.1f} points' if most > 0 else ''}")
     return "\n".join(told)
 
 
