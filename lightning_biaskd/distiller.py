@@ -14,6 +14,7 @@ from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
 
 Reads = Literal["logits", "features", "nothing"]
+Dense = Literal["rows", "maps", "images"]
 
 _RENAMED = {
     **dict.fromkeys(("layers", "teacher_layers", "embedding", "pairwise", "views"), "needs = Needs({}=…)"),
@@ -132,6 +133,20 @@ class Distiller(nn.Module):
         return self._tau
 
     @property
+    def dense(self) -> Dense | None:
+        """What the method does with logits (B, C, …), whose labels are (B, …).
+
+        * ``"rows"``: each pixel or token is a sample of its own.
+        * ``"maps"``: :meth:`forward` gets outputs, labels and ``keep`` as maps, and returns a loss for each label.
+        * ``"images"``: it reads features, and its loss is one for each image.
+        * ``None``: it has no such loss.
+        """
+        needs = self.needs
+        if needs.pairwise or needs.embedding or needs.index or needs.views > 1:
+            return None
+        return "images" if needs.layers or needs.teacher_layers else "rows"
+
+    @property
     def builds(self) -> bool:
         """Whether the method has its own :meth:`build`, so that it must see both networks' outputs before training."""
         return type(self).build is not Distiller.build
@@ -218,6 +233,11 @@ class Wrapper(Distiller):
     def temperature(self) -> float:
         """The inner method's τ."""
         return self.distiller.temperature
+
+    @property
+    def dense(self) -> Dense | None:
+        """What the inner method does, unless the wrapper needs more than that."""
+        return self.distiller.dense if self.needs == self.distiller.needs else super().dense
 
     @property
     def builds(self) -> bool:

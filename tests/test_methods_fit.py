@@ -9,7 +9,7 @@ import pytest
 from lightning_biaskd.__main__ import main
 from lightning_biaskd.command_line.shipped import CONFIGS
 
-METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml") if path.stem != "cwd")  # which needs maps
 
 
 @pytest.mark.parametrize(

@@ -52,25 +52,32 @@ class RunningTrust(nn.Module):
         if self.per_class and not self.counts.shape[1]:
             self.counts = self.counts.new_zeros(3, num_classes)
 
-    def tally(self, teacher: Tensor, student: Tensor, target: Tensor) -> Tensor:
+    def tally(self, teacher: Tensor, student: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
         """Counts of one batch, which may be summed over ranks.
 
         Args:
             teacher: (B,) bool, where the teacher is right.
             student: (B,) bool, where the student is right.
             target: (B,) labels.
+            known: (B,) bool, the samples that count; ``None`` for all.
 
         Returns:
             (3, C), or (3, 1), int64.
         """
-        rows = torch.stack([torch.ones_like(teacher), teacher, student]).long()
+        counted = torch.ones_like(teacher) if known is None else known
+        rows = torch.stack([counted, teacher & counted, student & counted]).long()
         if not self.per_class:
             return rows.sum(1, keepdim=True)
         return rows.new_zeros(self.counts.shape).index_add_(1, target, rows)
 
-    def update(self, tally: Tensor) -> None:
-        """Adds the counts of a batch."""
-        memory = CLASS_MEMORY if self.per_class else MEMORY
+    def update(self, tally: Tensor, per_image: int = 1) -> None:
+        """Adds the counts of a batch.
+
+        Args:
+            tally: of :meth:`tally`, summed over the ranks.
+            per_image: how many samples an image has; the memory is of that many times 3,000 or 200.
+        """
+        memory = per_image * (CLASS_MEMORY if self.per_class else MEMORY)
         self.counts.mul_((1 - tally[0] / memory).clamp_min(0)).add_(tally)
 
     def forward(self, target: Tensor) -> Tensor:

@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_biaskd.bias import trust as trust_forms
-from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
+from lightning_biaskd.bias.loss import BiasLoss
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import CORRECTIONS, ETA, Mode, Space, check_revision, rectify_logits
+from lightning_biaskd.bias.rows import Rows, row_losses, rows_of
 from lightning_biaskd.bias.running_trust import RunningTrust
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distributed.ranks import world_size
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.networks.outputs import Outputs, with_logits
+from lightning_biaskd.networks.outputs import Outputs
 
 Normalize = Literal["group", "batch"]
 Balance = Literal["complement", "ramp"]
 Features = Literal["drop", "keep"]
 Trust = Literal["student", "wsld", "bounded", "run", "class"]
 _TRUST = {"student": trust_forms.student, "wsld": trust_forms.wsld, "bounded": trust_forms.bounded}
-
-
-class BiasLoss(NamedTuple):
-    """What :class:`BiasStrategy` returns.
-
-    Under DDP the losses are scaled so that their mean over the ranks is the loss of the joined batch.
-
-    Attributes:
-        total: the weighted loss, to be minimised.
-        right: the part of right samples, before the weight of dynamic learning.
-        rectified: the part of wrong samples, before the same weight.
-        wrong_rate: share of samples on which the teacher is wrong.
-        trust: (B,) the share of its weight that the distillation loss of each sample keeps after elimination, γ and
-            trust, detached; the mean over the methods of a sum. ``None`` if the strategy weighs no samples.
-    """
-
-    total: Tensor
-    right: Tensor
-    rectified: Tensor
-    wrong_rate: Tensor
-    trust: Tensor | None = None
 
 
 class BiasStrategy(nn.Module):
@@ -151,39 +131,62 @@ class BiasStrategy(nn.Module):
         """The strategy as the paper publishes it, whatever the defaults are."""
         return cls("blend", "group", "complement", "probs", "drop")
 
-    def forward(self, distiller: Distiller, student: Outputs, teacher: Outputs, target: Tensor) -> BiasLoss:
+    def forward(
+        self,
+        distiller: Distiller,
+        student: Outputs,
+        teacher: Outputs,
+        target: Tensor,
+        ignore_index: int | None = None,
+    ) -> BiasLoss:
         """Weighs the distiller's losses.
 
         Args:
             distiller: any method.
-            student: the student's outputs.
+            student: the student's outputs, with logits (B, C) or (B, C, …).
             teacher: the teacher's outputs, not rectified.
-            target: (B,) labels.
+            target: (B,) or (B, …) labels. Each is a sample of its own: an image, a pixel or a token.
+            ignore_index: the label of samples that count nowhere; ``None`` if there is none.
 
         Returns:
             The loss and its parts.
+
+        Raises:
+            UserError: outputs and labels that don't fit, or a method that can't work on maps.
         """
-        right = partition(teacher.logits, target)
+        rows = rows_of(student, teacher, target, ignore_index)
+        right, wrong = rows.split()
         ranks = world_size() if self.sync and self.training else 1
-        self.build(student.logits.shape[1])
-        n_right, n_wrong = self._count(right, student.logits, target, ranks)
-        size = n_right + n_wrong
-        trust = self.trust_in(student.logits, teacher.logits, target)
+        self.build(rows.student.logits.shape[1])
+        n_right, n_wrong = self._count(right, wrong, rows, ranks)
+        size = n_right + n_wrong if rows.known is None else (n_right + n_wrong).clamp_min(1)
+        trust = self.trust_in(rows.student.logits, rows.teacher.logits, rows.target)
         total = right_part = rectified_part = torch.zeros_like(self.gamma)
         for term, weight in distiller.terms():
             used = self.uses_wrong(term)
-            losses = self._losses(term, None if used else right, student, teacher, target, ranks)
+            losses = row_losses(
+                term,
+                rows,
+                self.rectified(term, rows.teacher.logits, rows.target),
+                rows.known if used else right,
+                joined=ranks > 1,
+            )
             trusted = None if term.reads == "nothing" else trust
             losses = losses if trusted is None else losses * trusted
-            by_batch = self.normalize == "batch" or (used and term.reads != "logits")
+            masked = not used and len(rows.shape) > 1 and term.dense == "images"  # wrong pixels left out of features
+            by_batch = self.normalize == "batch" or (used and term.reads != "logits") or masked
             scaled = losses * (ranks * weight)
-            easy = torch.where(right, scaled, 0).sum() / (size if by_batch else n_right.clamp_min(1))
-            hard = torch.where(right | (not used), 0, scaled).sum() / (size if by_batch else n_wrong.clamp_min(1))
+            easy = torch.where(right | wrong if masked else right, scaled, 0).sum() / (
+                size if by_batch else n_right.clamp_min(1)
+            )
+            hard = torch.where(wrong & used, scaled, 0).sum() / (size if by_batch else n_wrong.clamp_min(1))
             a, b = self._weights(term)
             total = total + a * easy + b * hard
             right_part, rectified_part = right_part + easy, rectified_part + hard
-        shares = self.shares(distiller, right, trust).detach()
-        return BiasLoss(total, right_part.detach(), rectified_part.detach(), n_wrong / size, shares)
+        shares = self.shares(distiller, right, trust).detach().view(rows.shape)
+        known = None if rows.known is None else rows.known.view(rows.shape)
+        unit = ranks / size.to(total.dtype)
+        return BiasLoss(total, right_part.detach(), rectified_part.detach(), n_wrong / size, shares, known, unit)
 
     def build(self, num_classes: int) -> None:
         """Makes room for what is kept for each class, before a state dict is loaded or the module is compiled."""
@@ -244,7 +247,7 @@ class BiasStrategy(nn.Module):
 
     def logged(self, loss: BiasLoss) -> dict[str, Tensor]:
         """The scalars that a training step logs."""
-        trusted = {} if self.trust is None or loss.trust is None else {"bias/trust": loss.trust.mean()}
+        trusted = {} if self.trust is None else {"bias/trust": loss.mean_trust()}
         return {
             "train/loss_right": loss.right,
             "train/loss_rectified": loss.rectified,
@@ -253,28 +256,18 @@ class BiasStrategy(nn.Module):
             **trusted,
         }
 
-    def _losses(
-        self, term: Distiller, keep: Tensor | None, student: Outputs, teacher: Outputs, target: Tensor, ranks: int
-    ) -> Tensor:
-        """Losses (B,) of one method."""
-        corrected = self.rectified(term, teacher.logits, target)
-        if corrected is not None:
-            teacher = with_logits(teacher, corrected)
-        if ranks > 1:
-            return losses_on_joined_batch(term, student, teacher, target, keep)
-        return term(student, teacher, target, keep)
-
-    def _count(self, right: Tensor, student_logits: Tensor, target: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
+    def _count(self, right: Tensor, wrong: Tensor, rows: Rows, ranks: int) -> tuple[Tensor, Tensor]:
         """Right and wrong samples of the global batch, which is also added to the running accuracies."""
         running = self.running if self.training else None
-        counts = torch.stack([right.sum(), (~right).sum()])
+        counts = torch.stack([right.sum(), wrong.sum()])
         if running is not None:
-            tally = running.tally(right, partition(student_logits.detach(), target), target)
+            ahead = partition(rows.student.logits.detach(), rows.target)
+            tally = running.tally(right, ahead, rows.target, rows.known)
             counts = torch.cat([counts, tally.flatten()])
         if ranks > 1:
             dist.all_reduce(counts)
         if running is not None:
-            running.update(counts[2:].view(3, -1))
+            running.update(counts[2:].view(3, -1), rows.per_image)
         return counts[0], counts[1]
 
     def extra_repr(self) -> str:

@@ -6,6 +6,7 @@ from lightning_biaskd.distillers.cat_kd import CATKD, cat_kd_loss, class_activat
 from lightning_biaskd.distillers.cc import CC, cc_loss
 from lightning_biaskd.distillers.crd import CRD, crd_loss
 from lightning_biaskd.distillers.ctkd import CTKD, ctkd_loss
+from lightning_biaskd.distillers.cwd import CWD, cwd_loss
 from lightning_biaskd.distillers.dist import DIST, dist_loss
 from lightning_biaskd.distillers.dkd import DKD, dkd_loss
 from lightning_biaskd.distillers.fitnet import FitNet, hint_loss
@@ -49,6 +50,7 @@ __all__ = [
     "CC",
     "CRD",
     "CTKD",
+    "CWD",
     "DIST",
     "DKD",
     "KD",
@@ -90,6 +92,7 @@ __all__ = [
     "class_distances",
     "crd_loss",
     "ctkd_loss",
+    "cwd_loss",
     "dist_loss",
     "dkd_loss",
     "hint_loss",

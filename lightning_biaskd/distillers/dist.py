@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_biaskd.distiller import Distiller, Needs
+from lightning_biaskd.distiller import Dense, Distiller, Needs
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-8
@@ -102,6 +102,11 @@ class DIST(Distiller):
         self.gamma = gamma
         if gamma == 0:
             self.least_classes = 3  # the correlation of two probabilities is 1 or -1
+
+    @property
+    def dense(self) -> Dense:
+        """Pixels are samples, as in the authors' code for segmentation."""
+        return "rows"
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         return dist_loss(student.logits, teacher.logits, self.beta, self.gamma, self.temperature, keep)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_biaskd.bias import BiasStrategy, Plain, cosine
+from lightning_biaskd.bias import BiasLoss, BiasStrategy, Plain, cosine
+from lightning_biaskd.bias.rows import on_one_grid
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distillers import KD
 from lightning_biaskd.errors import UserError
@@ -19,6 +20,9 @@ from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_in
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.trace import evaluating
 from lightning_biaskd.teachers.frozen import FrozenTeacher
+
+_NONE = -100
+"""What PyTorch ignores unless told otherwise; no label of ours is negative."""
 
 
 class Step(NamedTuple):
@@ -59,6 +63,7 @@ class Distillation(nn.Module):
         kd_weight: :math:`w_{kd}`.
         label_smoothing: smoothing of the cross-entropy's labels, in [0, 1].
         convert: converts the inputs to the student's training format; ``None`` if they already have it.
+        ignore_index: the label of pixels, tokens or images that count nowhere; ``None`` if there is none.
 
     Raises:
         UserError: teacher and student share parameters, or a tapped layer is unknown; in ``forward``, teacher and
@@ -82,6 +87,7 @@ class Distillation(nn.Module):
         kd_weight: float = 0.5,
         label_smoothing: float = 0.0,
         convert: InputConversion | None = None,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         frozen = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
@@ -95,6 +101,7 @@ class Distillation(nn.Module):
         self.kd_weight = kd_weight
         self.label_smoothing = label_smoothing
         self.convert = convert
+        self.ignore_index = ignore_index
         self._tap = FeatureTap(student, distiller.needs.layers, distiller.needs.embedding)
 
     def forward(self, input: Tensor, target: Tensor, index: Tensor | None = None) -> Step:
@@ -119,38 +126,40 @@ class Distillation(nn.Module):
 
     def step(self, student: Outputs, teacher: Outputs, target: Tensor, index: Tensor | None = None) -> Step:
         """Computes the step from the outputs of both networks, for example with cached outputs of the teacher."""
-        if target.ndim != 1:
-            raise UserError(
-                "mixed images have no single label for a teacher to be right on: distil without MixUp and CutMix "
-                "(data.mix null)"
-            )
-        if teacher.logits.shape != student.logits.shape:
-            raise UserError(
-                f"the teacher gives {teacher.logits.shape[1]} classes and the student {student.logits.shape[1]}: both "
-                "must be built for the same classes, or teacher_classes say which output stands for which"
-            )
+        teacher, target = on_one_grid(student, teacher, target)
         if index is not None:
             student = with_index(student, index)
         ce = self.cross_entropy(student.logits, target)
-        kd = self.bias(self.distiller, student, teacher, target)
+        kd = self.bias(self.distiller, student, teacher, target, self.ignore_index)
+        if kd.known is not None:  # the mean over this rank's samples becomes that over the samples of all ranks
+            ce = ce * (kd.known.sum() * cast("Tensor", kd.unit))
         loss = self.ce_weight * ce + self.kd_weight * kd.total
         if isinstance(self.bias, BiasStrategy) and self.bias.refund:
-            rows = F.cross_entropy(
-                at_least_float32(student.logits), target, reduction="none", label_smoothing=self.label_smoothing
-            )
-            loss = loss + self.kd_weight * ((1 - cast("Tensor", kd.trust)) * rows).mean()
+            loss = loss + self.kd_weight * self._refund(student.logits, target, kd)
         logged = {
             "train/loss": loss,
             "train/loss_ce": ce,
             "train/loss_kd": kd.total,
-            "train/acc1": accuracy(student.logits, target),
+            "train/acc1": accuracy(student.logits, target, kd.known),
             **self.bias.logged(kd),
         }
         return Step(loss, {name: value.detach() for name, value in logged.items()}, student, teacher, kd.trust)
 
+    def _refund(self, logits: Tensor, target: Tensor, kd: BiasLoss) -> Tensor:
+        """The cross-entropy by the weight that the teacher lost on each sample."""
+        rows = F.cross_entropy(
+            at_least_float32(logits),
+            target,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+            ignore_index=_NONE if self.ignore_index is None else self.ignore_index,
+        )
+        lost = (1 - cast("Tensor", kd.trust)) * rows
+        return lost.mean() if kd.known is None else lost.sum() * cast("Tensor", kd.unit)
+
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of the student's logits (B, C) against labels (B,)."""
-        return cross_entropy(logits, target, self.label_smoothing)
+        """Mean cross-entropy of the student's logits (B, C, …) against labels (B, …), of those that are known."""
+        return cross_entropy(logits, target, self.label_smoothing, self.ignore_index)
 
     @property
     def needs_rehearsal(self) -> bool:
@@ -202,14 +211,29 @@ class Distillation(nn.Module):
         return self._tap(input if self.convert is None else self.convert(input))
 
 
-def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of logits (B, C) against labels (B,) or mixed ones (B, C), in at least float32."""
+def cross_entropy(
+    logits: Tensor, target: Tensor, label_smoothing: float = 0.0, ignore_index: int | None = None
+) -> Tensor:
+    """Mean cross-entropy of logits (B, C, …) against labels (B, …) or mixed ones (B, C), in at least float32.
+
+    Labels ``ignore_index`` don't count; if all of them are, the loss is 0.
+    """
     logits = at_least_float32(logits)
-    target = target.to(logits) if target.ndim == 2 else target
-    return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+    target = target.to(logits) if target.is_floating_point() else target
+    if ignore_index is None:
+        return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+    total = F.cross_entropy(logits, target, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction="sum")
+    return total / (target != ignore_index).sum().clamp_min(1)
 
 
-def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of rows of logits (B, C) whose first class is the label (B,), or the main class of a mixed label (B, C)."""
-    target = target.argmax(1) if target.ndim == 2 else target
-    return (logits.detach().argmax(1) == target).float().mean()
+def accuracy(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+    """Share of the labels that the logits have as their first class.
+
+    Args:
+        logits: (B, C, …).
+        target: (B, …) labels, or (B, C) mixed ones, whose main class counts.
+        known: (B, …) bool, the labels that count; ``None`` for all.
+    """
+    target = target.argmax(1) if target.is_floating_point() else target
+    hit = logits.detach().argmax(1) == target
+    return hit.float().mean() if known is None else (hit & known).sum() / known.sum().clamp_min(1)
