@@ -14,8 +14,11 @@ from lightning_biaskd.data.batch import TensorImages
 from lightning_biaskd.data.labels import class_numbers
 from lightning_biaskd.data.views import CountableViews
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.randomness.bits import further_bits, random_bits
 
 Split = Literal["train", "test"]
+
+_LABELS = -2  # in place of an epoch: draws that no epoch's order or views depend on
 
 
 class InMemoryDataModule(CountableViews):
@@ -105,9 +108,9 @@ class InMemoryDataModule(CountableViews):
     def _noisy(self, target: Tensor, train: Tensor) -> Tensor:
         if not 0 <= self.label_noise <= 1:
             raise UserError(f"label_noise={self.label_noise} is no share: choose a number from 0 to 1")
-        generator = torch.Generator().manual_seed(self.seed)
-        changed = train[torch.randperm(len(train), generator=generator)[: round(self.label_noise * len(train))]]
-        step = torch.randint(1, self.num_classes, changed.shape, generator=generator)
+        bits = random_bits(self.seed, _LABELS, train)
+        some = bits.argsort()[: round(self.label_noise * len(train))]
+        changed, step = train[some], 1 + further_bits(bits)[some] % (self.num_classes - 1)
         noisy = target.clone()
         noisy[changed] = (target[changed] + step) % self.num_classes
         return noisy

@@ -118,6 +118,18 @@ def test_noisy_labels_are_spread_over_all_other_classes():
         labels(label_noise=1.5)
 
 
+def test_noisy_labels_come_in_no_order(trainer):
+    """With the same seed for both, the first batches of the first epoch would hold all of them."""
+    module, noisy, clean = Views(), DigitsDataModule(label_noise=0.4), DigitsDataModule()
+    trainer().fit(module, noisy)
+    clean.setup()
+    order = torch.cat([batch.index for batch in module.seen["train"]])
+    wrong = (noisy.train_set.target != clean.train_set.target)[order].float()
+    first, second = wrong.tensor_split(2)
+    assert wrong.mean() == pytest.approx(0.4, abs=0.01)
+    assert abs(first.mean() - second.mean()) < 0.1
+
+
 def test_pixels_are_normalised_with_the_constants_of_the_data(trainer):
     image, target = views(trainer, DigitsDataModule(augment=False, val_split=0))
     assert image.shape == (1257, 1, 8, 8)
