@@ -12,7 +12,7 @@ from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_logits
+from lightning_biaskd.networks.outputs import Outputs, labels_on_grid, resized, with_logits
 
 
 class Rows(NamedTuple):
@@ -61,12 +61,10 @@ def on_one_grid(student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Out
         )
     if target.is_floating_point() or target.ndim != z_s.ndim - 1:
         _refuse_labels(z_s, target)
-    if z_s.ndim == 4 and z_t.ndim == 4:
-        if z_t.shape[2:] != z_s.shape[2:]:
-            z_t = F.interpolate(at_least_float32(z_t), z_s.shape[2:], mode="bilinear", align_corners=False)
-            teacher = with_logits(teacher, z_t)
-        if target.shape[1:] != z_s.shape[2:]:
-            target = F.interpolate(target.unsqueeze(1).float(), z_s.shape[2:], mode="nearest-exact").squeeze(1).long()
+    if z_t.shape != z_s.shape and z_t.ndim == z_s.ndim:
+        z_t = resized(z_t, z_s.shape[2:])
+        teacher = with_logits(teacher, z_t)
+    target = labels_on_grid(target, z_s)
     if z_t.shape != z_s.shape or target.shape[1:] != z_s.shape[2:]:
         raise UserError(
             f"the teacher gives logits of shape {tuple(z_t.shape)}, the student {tuple(z_s.shape)}, for labels "
@@ -98,6 +96,18 @@ def rows_of(student: Outputs, teacher: Outputs, target: Tensor, ignore_index: in
     labels = target if known is None else torch.where(known, target, 0)
     flat_known = None if known is None else known.flatten()
     return Rows(_flat(student), _flat(teacher), labels.flatten(), flat_known, target.shape, (student, teacher))
+
+
+def known_rows(
+    student: Tensor, teacher: Tensor, target: Tensor, ignore_index: int | None = None, *values: Tensor
+) -> list[Tensor]:
+    """Logits (N, C) of both networks, labels (N,) and further values (N,), without the rows whose label is ignored.
+
+    On an accelerator this waits for the device if there is an ``ignore_index``.
+    """
+    rows = rows_of(Outputs(student), Outputs(teacher), target, ignore_index)
+    every = [rows.student.logits, rows.teacher.logits, rows.target, *(value.flatten() for value in values)]
+    return every if rows.known is None else [value[rows.known] for value in every]
 
 
 def row_losses(term: Distiller, rows: Rows, corrected: Tensor | None, keep: Tensor | None, joined: bool) -> Tensor:

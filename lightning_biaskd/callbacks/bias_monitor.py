@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_biaskd.bias.rows import known_rows
 from lightning_biaskd.callbacks.history import EpochPicture
 from lightning_biaskd.metrics import (
     Agreement,
@@ -94,11 +95,11 @@ class BiasMonitor(EpochPicture):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if _has_answers(outputs):
-            student, teacher, target = outputs["student_logits"], outputs["teacher_logits"], outputs["target"]
+            student, teacher, target, *trust = _rows(outputs, pl_module)
             self._count("train", student, teacher, target)
             self._meters.update("train/bias", lambda: BiasRate(teacher.shape[1]), teacher, target)
-            if "trust" in outputs:
-                self._meters.update("train/trust", lambda: ClassMeans(teacher.shape[1]), outputs["trust"], target)
+            if trust:
+                self._meters.update("train/trust", lambda: ClassMeans(teacher.shape[1]), trust[0], target)
             self._count_rectified(cast("DistillationModule", pl_module), teacher, target)
 
     def on_validation_batch_end(
@@ -112,7 +113,7 @@ class BiasMonitor(EpochPicture):
     ) -> None:
         if trainer.sanity_checking or not _has_answers(outputs) or not len(outputs["target"]):
             return
-        student, teacher, target = outputs["student_logits"], outputs["teacher_logits"], outputs["target"]
+        student, teacher, target, *_ = _rows(outputs, pl_module)
         self._count("val", student, teacher, target)
         self._meters.update("val/gap", DistributionGap, student, teacher)
         for key, logits in (("val/calibration_error", student), ("val/teacher_calibration_error", teacher)):
@@ -256,6 +257,13 @@ class BiasMonitor(EpochPicture):
     def _styled(self, key: str, colour: str, scale: float = 1.0, ls: str = "-") -> tuple[list[int], list[float], Any]:
         epochs, values = self.curve(key)
         return epochs, [scale * value for value in values], {"color": colour, "linestyle": ls}
+
+
+def _rows(outputs: Any, module: LightningModule) -> list[Tensor]:
+    """Logits of student and teacher, labels and, in training, trust; of maps for each pixel that has a label."""
+    trust = [outputs["trust"]] if "trust" in outputs else []
+    ignored = getattr(module, "ignore_index", None)
+    return known_rows(outputs["student_logits"], outputs["teacher_logits"], outputs["target"], ignored, *trust)
 
 
 def _has_answers(outputs: Any) -> bool:

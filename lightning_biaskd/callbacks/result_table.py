@@ -17,7 +17,8 @@ class ResultTable(Callback):
     row                               logged key (``val/…`` after a validation)
     ================================= ==================================================================================
     top-1 accuracy, top-5 accuracy    ``test/acc1``, ``test/acc5``, and ``test/teacher_acc1``, ``test/teacher_acc5``
-    images only it gets right         ``test/student_only``, ``test/teacher_only``
+    images only it gets right         ``test/student_only``, ``test/teacher_only``; of maps, pixels
+    pixel accuracy, mean IoU          of maps: ``test/acc1``, ``test/miou`` and ``test/boundary_miou``
     others                            every other number that was logged, under its own name: a metric ``test/NAME`` of
                                       the student beside ``test/teacher_NAME``
     ================================= ==================================================================================
@@ -36,6 +37,7 @@ class ResultTable(Callback):
 
 
 _PERCENT = {"acc1": "top-1 accuracy [%]", "acc5": "top-5 accuracy [%]"}
+_MAPS = {"acc1": "pixel accuracy [%]", "miou": "mean IoU [%]", "boundary_miou": "mean IoU near boundaries [%]"}
 _COUNTS = ("student_only", "teacher_only", "both", "neither", "gap")
 
 
@@ -49,12 +51,19 @@ def _print(trainer: Trainer, stage: str) -> None:
     table.add_column()
     for column in (*networks, "gap") if len(networks) == 2 else networks:
         table.add_column(column, justify="right")
-    for key, name in _PERCENT.items():
+    maps = "miou" in values
+    names = _MAPS if maps else _PERCENT
+    for key, name in names.items():
         if key in values:
             _add(table, name, [100 * values[prefix + key] for prefix in networks.values()], ".2f")
     if {"student_only", "teacher_only"} <= values.keys():
-        _add(table, "images only it gets right", [values["student_only"], values["teacher_only"]], ".0f")
-    taken = {*_COUNTS, *(prefix + key for key in _PERCENT for prefix in networks.values())}
+        _add(
+            table,
+            f"{'pixels' if maps else 'images'} only it gets right",
+            [values["student_only"], values["teacher_only"]],
+            ".0f",
+        )
+    taken = {*_COUNTS, *(prefix + key for key in names for prefix in networks.values())}
     for key in [key for key in values if key not in taken]:
         if not (key.startswith("teacher_") and key.removeprefix("teacher_") in values):
             _add(table, key, [values[prefix + key] for prefix in networks.values() if prefix + key in values], ".4g")

@@ -87,7 +87,7 @@ def _settle(ax: Axes, shown: list[list[float]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ax.set_xlabel("epoch")
-    ax.set_ylabel("validation accuracy, top-1 [%]")
+    ax.set_ylabel("score on validation images [%]")
     ax.grid(alpha=0.3)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     late = [value for means in shown for value in means[len(means) // 4 if len(means) >= 8 else 0 :]]

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CAPTION = (
-    "Difference of each row to its reference row: top-1 accuracy on the test images after the last epoch, mean over "
+    "Difference of each row to its reference row: top-1 accuracy (of maps mean IoU) on the test images after the "
+    "last epoch, mean over "
     "the seeds that both have, with Student's 95 % interval. An interval that crosses zero shows no difference."
 )
 
@@ -32,6 +33,6 @@ def draw(matrix: Matrix, results: Results) -> Figure | None:
     ax.axvline(0, color=GREY, linewidth=1.0, linestyle="--")
     ax.set_yticks(range(len(shown)), [shortened(label, 60) for label, _ in shown], fontsize=9)
     ax.set_ylim(len(shown) - 0.4, -0.6)
-    ax.set_xlabel("difference to the reference row, top-1 [points]\nfilled: the interval leaves zero out", fontsize=9)
+    ax.set_xlabel("difference to the reference row [points]\nfilled: the interval leaves zero out", fontsize=9)
     ax.grid(alpha=0.3, axis="x")
     return figure

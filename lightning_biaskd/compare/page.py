@@ -118,7 +118,8 @@ def page(title: str, matrix: Matrix, outcome: Outcome, facts: list[str]) -> str:
 
 
 _CAPTION = (
-    "Top-1 accuracy on validation images over training: mean over the seeds, in a band of ± one standard deviation. "
+    "Top-1 accuracy (of maps mean IoU) on validation images over training: mean over the seeds, in a band of ± one "
+    "standard deviation. "
     "The beginning may lie below what is shown."
 )
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lightning_biaskd.compare.folder import is_taken, result_in
+from lightning_biaskd.compare.folder import is_taken, result_in, score
 from lightning_biaskd.compare.matrix import Matrix, Run
 from lightning_biaskd.compare.progress import MatrixProgress
 from lightning_biaskd.compare.worker import Task, check, work
@@ -206,7 +206,7 @@ def _told(run: Run, outcome: Outcome) -> str:
         return f"{run.label}: failed: {outcome.failures[run]}"
     result = outcome.results[run]
     minutes, seconds = divmod(round(result["seconds"]), 60)
-    return f"{run.label}: {100 * result['last']['acc1']:.2f} % in {minutes}:{seconds:02}"
+    return f"{run.label}: {100 * result['last'][score(result)]:.2f} % in {minutes}:{seconds:02}"
 
 
 def _devices() -> list[str]:

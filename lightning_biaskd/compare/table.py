@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_biaskd.compare.folder import score
 from lightning_biaskd.compare.matrix import Matrix, Row, Run
 from lightning_biaskd.compare.statistics import Difference, Summary, paired_difference, summary
 from lightning_biaskd.metrics import Contingency
@@ -19,7 +20,7 @@ _COUNTS = Contingency._fields
 
 @dataclass(frozen=True)
 class Line:
-    """One row's numbers over its seeds; accuracies are of test images, in percent.
+    """One row's numbers over its seeds; scores are of test images, in percent.
 
     Attributes:
         row: the row.
@@ -60,7 +61,7 @@ def _line(row: Row, reference: Row | None, results: Results) -> Line:
         row,
         runs,
         summary(list(accuracies(row, results).values())),
-        _known([100 * result["best"]["acc1"] for result in found if "best" in result]),
+        _known([100 * result["best"][score(result)] for result in found if "best" in result]),
         None if reference is None else paired_difference(accuracies(row, results), accuracies(reference, results)),
         _known([100 * table.teacher_accuracy for table in tables]),
         _known([100 * table.on_teacher_right for table in tables]),
@@ -71,8 +72,9 @@ def _line(row: Row, reference: Row | None, results: Results) -> Line:
 
 
 def accuracies(row: Row, results: Results) -> dict[int, float]:
-    """By seed: accuracy on the test images after the last epoch, in percent."""
-    return {run.seed: 100 * results[run]["last"]["acc1"] for run in row.runs() if run in results}
+    """By seed: the score on the test images after the last epoch, in percent."""
+    found = {run.seed: results[run] for run in row.runs() if run in results}
+    return {seed: 100 * result["last"][score(result)] for seed, result in found.items()}
 
 
 def _known(values: list[float]) -> Summary:
@@ -142,7 +144,8 @@ def legend(matrix: Matrix) -> list[str]:
         "have, with Student's 95 % interval; not corrected for the number of rows."
     )
     return [
-        "last epoch: top-1 accuracy on the test images, mean ± standard deviation over the seeds; the headline.",
+        "last epoch: top-1 accuracy (of maps mean IoU) on the test images, mean ± standard deviation over the seeds; "
+        "the headline.",
         "best epoch: the same of the epoch that is best on validation images.",
         *([difference] if matrix.reference else []),
         "teacher: its own accuracy on the test images.",
@@ -232,10 +235,11 @@ def _latex(text: str) -> str:
 def _run_record(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     last, validation = result["last"], {int(epoch): value for epoch, value in result["validation"].items()}
     best_epoch = max(validation, key=lambda epoch: validation[epoch], default=None)
-    counts: dict[str, Any] = {}
+    name = score(result)
+    counts: dict[str, Any] = {} if name == "acc1" else {f"teacher_{name}": last.get(f"teacher_{name}")}
     if set(_COUNTS) <= set(last):
         table = Contingency.of(last)
-        counts = {
+        counts |= {
             "teacher_acc1": table.teacher_accuracy,
             "on_teacher_right": table.on_teacher_right,
             "on_teacher_wrong": table.on_teacher_wrong,
@@ -245,10 +249,10 @@ def _run_record(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     return {
         **run.row.names,
         "seed": run.seed,
-        "acc1_last": last["acc1"],
-        "acc1_best": result.get("best", {}).get("acc1"),
-        "val_acc1_last": validation[max(validation)] if validation else None,
-        "val_acc1_best": validation[best_epoch] if best_epoch is not None else None,
+        f"{name}_last": last[name],
+        f"{name}_best": result.get("best", {}).get(name),
+        f"val_{name}_last": validation[max(validation)] if validation else None,
+        f"val_{name}_best": validation[best_epoch] if best_epoch is not None else None,
         "best_epoch": best_epoch,
         "epochs": result["epochs"],
         **counts,

@@ -125,8 +125,9 @@ def execute(task: Task, progress: Callable[[float], None]) -> None:
     if trainer.world_size > 1:
         raise UserError("a run of a matrix has one device: leave trainer.devices out, and give compare several jobs")
     history, clock = History(), Clock(progress)
+    name = "acc1" if getattr(data, "ignore_index", None) is None else "miou"  # of maps
     best = ModelCheckpoint(
-        task.folder / "checkpoints", "best", monitor="val/acc1", mode="max", enable_version_counter=False
+        task.folder / "checkpoints", "best", monitor=f"val/{name}", mode="max", enable_version_counter=False
     )
     last = ModelCheckpoint(task.folder / "checkpoints", "last", enable_version_counter=False)
     kept = [
@@ -143,8 +144,8 @@ def execute(task: Task, progress: Callable[[float], None]) -> None:
         raise UserError("interrupted")
     trained = {
         "epochs": len(history.epochs),
-        "validation": dict(zip(*history.curve("val/acc1"), strict=True)),
-        "teacher_validation": next(reversed(history.curve("val/teacher_acc1")[1]), None),
+        "validation": dict(zip(*history.curve(f"val/{name}"), strict=True)),
+        "teacher_validation": next(reversed(history.curve(f"val/teacher_{name}")[1]), None),
         "wrong_rate": next(reversed(history.curve("bias/wrong_rate")[1]), None),
         "seconds": clock.seconds,
         "resumed": clock.resumed,

@@ -8,6 +8,7 @@ from lightning_biaskd.data.fashion_mnist import FashionMNISTDataModule
 from lightning_biaskd.data.image_folder import ImageFolderDataModule
 from lightning_biaskd.data.imagenet import ImageNetDataModule
 from lightning_biaskd.data.in_memory import InMemoryDataModule
+from lightning_biaskd.data.segmentation import SegmentationFolderDataModule
 
 __all__ = [
     "Batch",
@@ -19,4 +20,5 @@ __all__ = [
     "ImageFolderDataModule",
     "ImageNetDataModule",
     "InMemoryDataModule",
+    "SegmentationFolderDataModule",
 ]

@@ -42,6 +42,48 @@ def crop_and_flip(image: Tensor, bits: Tensor, padding: int, flip: bool) -> Tens
     return crop
 
 
+def scale_and_crop(
+    image: Tensor,
+    target: Tensor,
+    bits: Tensor,
+    scale: tuple[float, float],
+    flip: bool,
+    mean: Sequence[float],
+    unlabelled: int,
+) -> tuple[Tensor, Tensor]:
+    """The usual augmentation of label maps: images and labels are scaled, cropped at random and mirrored together.
+
+    A view larger than the crop is cut, a smaller one is placed at random. What lies outside the image has the mean
+    colour and no label. Images are sampled by bilinear interpolation, labels to the nearest.
+
+    Args:
+        image: (B, D, H, W) uint8.
+        target: (B, H, W) uint8 labels.
+        bits: (B,) from :func:`random_bits`.
+        scale: the smallest and the largest factor; the factor's logarithm is uniform. (1, 1) neither scales nor shifts.
+        flip: whether to mirror half of the images.
+        mean: per channel, of pixels in [0, 1].
+        unlabelled: the label of pixels outside.
+
+    Returns:
+        Pixels (B, D, H, W) float32 in 0…255, and labels (B, H, W) int64.
+    """
+    low, high = scale
+    second, third = further_bits(bits), further_bits(bits + 1)
+    factor = low * (high / low) ** uniform(bits)
+    freedom = (factor - 1).abs() / factor
+    shift = [(2 * uniform(draw) - 1) * freedom for draw in (second, third)]
+    mirror = 1 - 2 * (bits & 1).float() if flip else torch.ones_like(factor)
+    zero = torch.zeros_like(factor)
+    affine = torch.stack([mirror / factor, zero, shift[0], zero, 1 / factor, shift[1]], 1).view(-1, 2, 3)
+    grid = F.affine_grid(affine, [len(image), 1, *image.shape[2:]], align_corners=False)
+    fill = 255 * torch.tensor(mean, device=image.device).view(1, -1, 1, 1)
+    pixels = F.grid_sample(image.float() - fill, grid, mode="bilinear", align_corners=False) + fill
+    inside = target.float().sub(unlabelled).unsqueeze(1)  # 0 outside
+    labels = F.grid_sample(inside, grid, mode="nearest", align_corners=False).squeeze(1) + unlabelled
+    return pixels, labels.round().long()
+
+
 def cutout(image: Tensor, bits: Tensor, side: int, fill: Sequence[float]) -> Tensor:
     """DeVries, Taylor, *Improved Regularization of Convolutional Neural Networks with Cutout*, 2017, arXiv 1708.04552.
 

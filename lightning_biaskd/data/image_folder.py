@@ -79,7 +79,7 @@ class ImageFolderDataModule(InMemoryDataModule):
         else:
             check_same_classes(root / "train", self._folders, folder, found.classes)
         size = self.image_size
-        _check_memory(len(found.paths) * 3 * size**2, folder)
+        check_memory(len(found.paths) * 3 * size**2, folder)
         pixels = torch.empty(len(found.paths), size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         rows = pixels.permute(0, 2, 3, 1).numpy()
         for row, path in zip(rows, found.paths, strict=True):  # threads take longer: small images hold the GIL
@@ -87,7 +87,16 @@ class ImageFolderDataModule(InMemoryDataModule):
         return pixels, torch.tensor(found.labels)
 
 
-def _check_memory(needed: int, folder: Path) -> None:
+def check_memory(needed: int, folder: Path) -> None:
+    """Images must fit into the free memory.
+
+    Args:
+        needed: bytes.
+        folder: named in the error.
+
+    Raises:
+        UserError: they do not.
+    """
     free = _free_memory()
     if free is not None and needed > free:
         raise UserError(

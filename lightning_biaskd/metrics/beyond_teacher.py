@@ -95,9 +95,12 @@ def _ratio(count: int, size: int) -> float:
 class BeyondTeacher(Metric):
     """Counts the samples that student and teacher get right, each alone, both, or neither.
 
-    Shape of ``update(student_logits, teacher_logits, target)``: (B, C), (B, C), (B,). ``compute`` returns a dict of
-    counts: ``student_only``, ``teacher_only``, ``both``, ``neither``; :class:`Contingency` makes shares, accuracies and
-    a test of them.
+    Shape of ``update(student_logits, teacher_logits, target)``: (B, C, …), (B, C, …), (B, …). ``compute`` returns a
+    dict of counts: ``student_only``, ``teacher_only``, ``both``, ``neither``; :class:`Contingency` makes shares,
+    accuracies and a test of them.
+
+    Args:
+        ignore_index: the label of samples that count nowhere; ``None`` if there is none.
 
     Example:
         >>> metric = BeyondTeacher()
@@ -109,15 +112,19 @@ class BeyondTeacher(Metric):
     full_state_update = False
     counts: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, ignore_index: int | None = None) -> None:
         super().__init__()
+        self.ignore_index = ignore_index
         self.add_state("counts", torch.zeros(4, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> None:
         """Adds a batch."""
         student = student_logits.argmax(1) == target
         teacher = teacher_logits.argmax(1) == target
-        groups = (student & ~teacher, teacher & ~student, student & teacher, ~(student | teacher))
+        neither = ~(student | teacher)
+        if self.ignore_index is not None:  # a label that no network gives
+            neither = neither & (target != self.ignore_index)
+        groups = (student & ~teacher, teacher & ~student, student & teacher, neither)
         self.counts += torch.stack([group.sum() for group in groups])
 
     def compute(self) -> dict[str, Tensor]:

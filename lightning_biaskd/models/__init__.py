@@ -18,6 +18,7 @@ from lightning_biaskd.models.resnet_four_stage import FourStageResNet, resnet18,
 from lightning_biaskd.models.shufflenet_v1 import ShuffleNetV1, shufflenet_v1
 from lightning_biaskd.models.shufflenet_v2 import ShuffleNetV2, shufflenet_v2
 from lightning_biaskd.models.stem import cifar_stem, torchvision_cifar_resnet
+from lightning_biaskd.models.unet import UNet
 from lightning_biaskd.models.vgg import (
     VGG,
     vgg8,
@@ -42,6 +43,7 @@ __all__ = [
     "MobileNetV2",
     "ShuffleNetV1",
     "ShuffleNetV2",
+    "UNet",
     "WideResNet",
     "cifar_stem",
     "from_pretrained",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.errors import UserError
@@ -15,7 +16,7 @@ class Outputs(NamedTuple):
     """One network's outputs for one batch.
 
     Attributes:
-        logits: (B, C) class scores.
+        logits: (B, C) class scores, or (B, C, …) of each pixel or token.
         features: by layer name, (B, D, H, W) maps or (B, N, D) tokens.
         embedding: (B, D), the classifier's input.
         head: the classifier, (N, D) to logits (N, C).
@@ -44,17 +45,32 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def resized(logits: Tensor, size: torch.Size) -> Tensor:
+    """Logits (B, C, H, W) of another height and width, by bilinear interpolation; others as they are."""
+    if logits.ndim != 4 or logits.shape[2:] == size:
+        return logits
+    return F.interpolate(at_least_float32(logits), size, mode="bilinear", align_corners=False)
+
+
+def labels_on_grid(target: Tensor, logits: Tensor) -> Tensor:
+    """Labels (B, H, W) of the height and width of logits (B, C, h, w), each the nearest; others as they are."""
+    if logits.ndim != 4 or target.ndim != 3 or target.shape[1:] == logits.shape[2:]:
+        return target
+    return F.interpolate(target.unsqueeze(1).float(), logits.shape[2:], mode="nearest-exact").squeeze(1).long()
+
+
 def logits_of(answer: Any) -> Tensor:
     """Finds the logits in whatever a classifier returned.
 
     Args:
-        answer: a tensor, an object with ``.logits`` (torchvision's Inception, Hugging Face), or a dict with "logits".
+        answer: a tensor, an object with ``.logits`` (torchvision's Inception, Hugging Face), or a dict with "logits" or
+            "out" (torchvision's segmentation networks).
 
     Raises:
         UserError: there are no logits in it.
     """
     if isinstance(answer, Mapping):
-        answer = answer.get("logits", answer)
+        answer = answer.get("logits", answer.get("out", answer))
     logits = getattr(answer, "logits", answer)
     if not isinstance(logits, Tensor):
         raise UserError(

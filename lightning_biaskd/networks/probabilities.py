@@ -9,7 +9,7 @@ from lightning_biaskd.networks.outputs import at_least_float32
 
 
 def looks_like_probabilities(logits: Tensor) -> bool:
-    """Whether rows (B, C) are distributions, or so many values lie between 0 and 1 that they can't be logits.
+    """Whether rows (B, C), or (B, C, …), are distributions, or too many values between 0 and 1 to be logits.
 
     Example:
         >>> import torch
@@ -18,6 +18,7 @@ def looks_like_probabilities(logits: Tensor) -> bool:
         (True, False)
     """
     z = at_least_float32(logits)
+    z = z.movedim(1, -1).flatten(0, -2) if z.ndim > 2 else z
     if z.ndim != 2 or z.shape[1] < 2 or not bool(((z >= 0) & (z <= 1)).all()):
         return False
     if bool(((z.sum(1) - 1).abs() < 1e-2).all()):

@@ -45,8 +45,8 @@ def tried(tap: FeatureTap, run: Callable[[Tensor], Outputs], image: Tensor) -> s
             f"{name} changes its buffers when it runs, as batch norms do in training: put the teacher in eval mode "
             "before it is captured or exported"
         )
-    if first.ndim != 2:
-        raise UserError(f"{name} returned logits of shape {tuple(first.shape)}: a teacher gives (B, C)")
+    if first.ndim < 2:
+        raise UserError(f"{name} returned logits of shape {tuple(first.shape)}: a teacher gives (B, C) or (B, C, …)")
     warn_of_probabilities(first, "the teacher")
     half = torch.is_autocast_enabled(image.device.type) or half_precision(tap.model) is not None
     fault = None

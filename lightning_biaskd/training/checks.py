@@ -24,28 +24,39 @@ def may_read(tensor: Tensor, batch_idx: int) -> bool:
     return batch_idx == 0 or tensor.device.type == "cpu"
 
 
-def check_labels(target: Tensor, logits: Tensor, classes: int, batch_idx: int, network: str) -> None:
-    """Labels (B,), or mixed ones (B, C), and logits (B, C) must be of as many classes as the data."""
+def check_labels(
+    target: Tensor, logits: Tensor, classes: int, batch_idx: int, network: str, ignore_index: int | None = None
+) -> None:
+    """Labels (B, …), or mixed ones (B, C), and logits (B, C, …) must be of as many classes as the data."""
     if logits.shape[1] != classes:
         raise UserError(
             f"{network} gives {logits.shape[1]} classes and the data have {classes}: build the network with "
             f"num_classes={classes}"
         )
-    if target.ndim == 2 and target.shape != logits.shape:
+    mixed = target.is_floating_point()
+    if mixed and target.shape != logits.shape:
         raise UserError(f"mixed labels are of {target.shape[1]} classes, the logits of {logits.shape[1]}")
-    if target.ndim == 2 or not may_read(target, batch_idx):
+    if not mixed and target.ndim != logits.ndim - 1:
+        wanted = ", ".join(("B", *map(str, logits.shape[2:])))
+        raise UserError(
+            f"{network} gives logits {tuple(logits.shape)} for labels {tuple(target.shape)}: give labels ({wanted})"
+        )
+    if mixed or not may_read(target, batch_idx):
         return
-    low, high = int(target.min()), int(target.max())
+    known = target if ignore_index is None else target[target != ignore_index]
+    if not known.numel():
+        return
+    low, high = int(known.min()), int(known.max())
     if low < 0 or high >= classes:
         raise UserError(
             f"labels lie in [{low}, {high}], outside [0, {classes - 1}]: number the classes from 0 and build the "
-            "network with as many as there are"
+            "network with as many as there are; ignore_index names a label that stands for none"
         )
 
 
 def check_teacher(teacher: Tensor, student: Tensor, batch_idx: int) -> None:
     """The teacher's logits must be finite, and of as many classes as the student's."""
-    if teacher.shape != student.shape:
+    if teacher.shape[:2] != student.shape[:2]:
         raise UserError(
             f"the teacher gives {teacher.shape[1]} classes and the student {student.shape[1]}: both must be built for "
             "the same classes, or teacher_classes say which output stands for which"

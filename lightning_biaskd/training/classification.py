@@ -16,7 +16,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import Means
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
-from lightning_biaskd.networks.outputs import Outputs
+from lightning_biaskd.networks.outputs import Outputs, labels_on_grid, resized
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.weights import load_weights, mismatch
 from lightning_biaskd.renamed import refuse_renamed_methods
@@ -25,7 +25,7 @@ from lightning_biaskd.training.checks import check_accumulation, check_labels, c
 from lightning_biaskd.training.evaluation import EvaluatedModule
 from lightning_biaskd.training.hyperparameters import save_plain_arguments
 from lightning_biaskd.training.optimization import OptimizedModule
-from lightning_biaskd.training.step import Step, accuracy, cross_entropy
+from lightning_biaskd.training.step import Step, accuracy, cross_entropy, of_all_ranks
 
 
 class ClassificationModule(EvaluatedModule, OptimizedModule):
@@ -47,7 +47,7 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
     =================== =======================================================================
 
     Args:
-        model: any network that takes images and gives logits (B, C).
+        model: any network that takes images and gives logits (B, C), or maps (B, C, H, W) for labels (B, H, W).
         weights: initial weights, see :func:`~lightning_biaskd.models.load_weights`. They are read once, when a Trainer
             first fits, validates, tests or predicts; a module that took weights by ``load_state_dict``, such as a
             checkpoint's of ours, doesn't read them.
@@ -66,6 +66,8 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
             ``"reduce-overhead"``, which is CUDA graphs. Names in checkpoints stay as they are.
         metrics: further torchmetrics of validation and test, logged as ``val/NAME`` and ``test/NAME``; of a teacher as
             ``val/teacher_NAME`` and ``test/teacher_NAME``. See :class:`~lightning_biaskd.metrics.ChosenMetrics`.
+        ignore_index: the label of pixels or images that count nowhere; ``None`` for that of the data module, if it has
+            one.
 
     Raises:
         UserError: weights that don't fit; in training, labels out of range or other classes than the data's.
@@ -95,6 +97,7 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
         channels_last: bool = True,
         compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
         metrics: Sequence[Metric] | Mapping[str, Metric] | None = None,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         save_plain_arguments(self)
@@ -114,6 +117,7 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
         self.channels_last = channels_last
         self.compile_mode = compile
         self.metrics = metrics
+        self.ignore_index = ignore_index
         self._compiled = False
 
     def forward(self, image: Tensor) -> Tensor:
@@ -136,17 +140,21 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
         image, target = batch[:2]
         outputs = self.outputs_of(image)
         self.check_batch(batch_idx, target, outputs.logits)
-        loss = self.cross_entropy(outputs.logits, target)
-        logged = {"train/loss": loss, "train/loss_ce": loss, "train/acc1": accuracy(outputs.logits, target)}
+        target = labels_on_grid(target, outputs.logits)
+        loss, known = self.cross_entropy(outputs.logits, target), None
+        if self.ignore_index is not None:
+            known = target != self.ignore_index
+            loss = loss * of_all_ranks(known)
+        logged = {"train/loss": loss, "train/loss_ce": loss, "train/acc1": accuracy(outputs.logits, target, known)}
         return Step(loss, {name: value.detach() for name, value in logged.items()}, outputs)
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of logits (B, C) against labels (B,) or mixed ones (B, C)."""
-        return cross_entropy(logits, target, self.label_smoothing)
+        """Mean cross-entropy of logits (B, C, …) against labels (B, …) or mixed ones (B, C)."""
+        return cross_entropy(logits, target, self.label_smoothing, self.ignore_index)
 
     def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:
         image, target = batch[:2]
-        logits = self(image)
+        logits = resized(self(image), target.shape[1:])
         self.check_batch(batch_idx, target, logits)
         if rows := self.own_rows(stage, batch, batch_idx):
             self.count_accuracy(f"{stage}/", logits[:rows], target[:rows])
@@ -158,7 +166,8 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
         Raises:
             UserError: another number of classes than the data's, or labels out of range.
         """
-        check_labels(target, logits, self.num_classes or logits.shape[1], batch_idx, type(self.model).__name__)
+        classes = self.num_classes or logits.shape[1]
+        check_labels(target, logits, classes, batch_idx, type(self.model).__name__, self.ignore_index)
         check_student_outputs(logits, batch_idx, type(self.model).__name__)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
@@ -192,6 +201,8 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
         check_student(self.model, stage, str(self.trainer.precision))
         datamodule = getattr(self.trainer, "datamodule", None)
         self.num_classes = getattr(datamodule, "num_classes", None)
+        if self.ignore_index is None:
+            self.ignore_index = getattr(datamodule, "ignore_index", None)
         self.connect_data(datamodule)
         spread = self.device_mesh is not None  # by FSDP, which takes contiguous weights alone
         if self.channels_last and not spread and any(parameter.ndim == 4 for parameter in self.model.parameters()):

@@ -18,7 +18,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.networks.class_map import ClassMap
 from lightning_biaskd.networks.inputs import InputSpec, conversion, warn_of_pretrained
-from lightning_biaskd.networks.outputs import Outputs, with_index, with_logits
+from lightning_biaskd.networks.outputs import Outputs, resized, with_index, with_logits
 from lightning_biaskd.teachers.backends import Backend, Precision
 from lightning_biaskd.teachers.cache import TeacherCache
 from lightning_biaskd.teachers.frozen import FrozenTeacher
@@ -52,7 +52,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
     ``bias/gamma``           γ, the weight of hard knowledge
     ``bias/trust``           mean share of its weight that the teacher keeps, if the strategy has ``trust``
     ``val/teacher_acc1``     the teacher's top-1 accuracy (also ``acc5``)
-    ``val/gap``              student's top-1 minus teacher's: above 0, the student is ahead
+    ``val/gap``              student's top-1 (``miou`` of maps) minus teacher's: above 0, the student is ahead
     ``val/student_only``     number of images that only the student gets right (also
                              ``teacher_only``, ``both`` and ``neither``)
     ======================== ===================================================================
@@ -79,8 +79,8 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
         teacher_cache: where the teacher's outputs are stored, a folder or a :class:`~lightning_biaskd.TeacherCache`;
             ``None`` runs the teacher every time.
         **kwargs: ``label_smoothing``, ``optimizer``, ``lr_scheduler``, ``lr_interval``, ``lr_batch_size``,
-            ``data_input``, ``channels_last``, ``compile`` and ``metrics``, see the base class. ``compile`` applies to
-            student, teacher and loss.
+            ``data_input``, ``channels_last``, ``compile``, ``metrics`` and ``ignore_index``, see the base class.
+            ``compile`` applies to student, teacher and loss.
 
     Raises:
         UserError: teacher and student share parameters; weights that don't fit; in training, teacher and student that
@@ -123,7 +123,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
             stream=given.stream,
         )
         weights = ce_weight, kd_weight, self.label_smoothing
-        step = Distillation(student, frozen, distiller, bias, *weights, self.convert)
+        step = Distillation(student, frozen, distiller, bias, *weights, self.convert, self.ignore_index)
         step.cross_entropy = self.cross_entropy  # type: ignore[method-assign]  # which a subclass may override
         # past registration: its parts are registered below, so that a checkpoint holds "model.…" and "distiller.…"
         self.__dict__["distillation"] = step
@@ -171,7 +171,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
         teacher = self.teacher_outputs_of(batch)
         student = self.outputs_of(image)
         self.teacher.join(image.device)
-        if target.ndim == 1:  # a step refuses mixed labels
+        if not target.is_floating_point():  # a step refuses mixed labels
             self.check_batch(batch_idx, target, student.logits)
             check_teacher(teacher.logits, student.logits, batch_idx)
         index = batch[2] if len(batch) > 2 else None
@@ -184,7 +184,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
         return self.distillation.step(student, teacher, target)
 
     def callback_outputs(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> dict[str, Tensor]:
-        """What callbacks find in the ``outputs`` of a batch: (B, C) logits without gradient, and (B,) labels."""
+        """What callbacks find in the ``outputs`` of a batch: (B, C, …) logits without gradient, and (B, …) labels."""
         assert teacher is not None
         return {"student_logits": student.logits.detach(), "teacher_logits": teacher.logits, "target": target}
 
@@ -201,6 +201,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
         """
         teacher, student = self.teacher_outputs_of(batch), self.outputs_of(batch[0])
         self.teacher.join(batch[0].device)
+        teacher, student = (with_logits(x, resized(x.logits, batch[1].shape[1:])) for x in (teacher, student))
         self.check_batch(batch_idx, batch[1], student.logits)
         check_teacher(teacher.logits, student.logits, batch_idx)
         rows = self.own_rows(stage, batch, batch_idx)
@@ -211,7 +212,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
             self.count_accuracy(f"{stage}/teacher_", outputs["teacher_logits"], target)
             self.meters.update(
                 f"{stage}/beyond",
-                lambda: MetricCollection([BeyondTeacher()], prefix=f"{stage}/"),
+                lambda: MetricCollection([BeyondTeacher(self.ignore_index)], prefix=f"{stage}/"),
                 *(outputs["student_logits"], outputs["teacher_logits"], target),
             )
         return outputs
@@ -221,7 +222,8 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
         values = super().log_meters(stage)
         self._warn_of_untrained(stage, values)
         if f"{stage}/teacher_acc1" in values:
-            gap = values[f"{stage}/acc1"] - values[f"{stage}/teacher_acc1"]
+            score = "miou" if f"{stage}/miou" in values else "acc1"
+            gap = values[f"{stage}/{score}"] - values[f"{stage}/teacher_{score}"]
             self.log(f"{stage}/gap", gap, prog_bar=True, sync_dist=True)
         return values
 
@@ -232,6 +234,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        self.distillation.ignore_index = self.ignore_index
         if self.teacher.as_built and self.teacher.convert is None and self.data_input is not None:
             warn_of_pretrained(self.teacher.model, self.data_input)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_biaskd.distributed.padding import unpadded_rows
-from lightning_biaskd.metrics import ChosenMetrics, topk_accuracies
+from lightning_biaskd.metrics import ChosenMetrics, SegmentationScores, topk_accuracies
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.training.batches import check_one_loader, labelled
 
@@ -21,8 +21,10 @@ class EvaluatedModule(LightningModule):
     Attributes:
         meters: all that is counted, each name with its stage in front.
         metrics: further torchmetrics of validation and test.
+        ignore_index: the label of pixels or images that count nowhere.
     """
 
+    ignore_index: int | None
     meters: Meters
     metrics: Sequence[Metric] | Mapping[str, Metric] | None
 
@@ -45,14 +47,27 @@ class EvaluatedModule(LightningModule):
         return unpadded_rows(loaders, batch_idx, len(batch[1]), dataloader_idx)
 
     def count_accuracy(self, prefix: str, logits: Tensor, target: Tensor) -> None:
-        """Adds a batch to the accuracies logged under ``{prefix}acc1`` and ``{prefix}acc5``.
+        """Adds a batch to the scores logged under ``{prefix}acc1`` and so on.
+
+        These are :func:`~lightning_biaskd.metrics.topk_accuracies` of images, and
+        :class:`~lightning_biaskd.metrics.SegmentationScores` of maps.
 
         Args:
             prefix: ``"val/"``, ``"test/teacher_"`` and so on.
-            logits: (B, C).
-            target: (B,) labels.
+            logits: (B, C) or (B, C, H, W).
+            target: (B,) or (B, H, W) labels.
         """
-        self.meters.update(prefix, lambda: topk_accuracies(logits.shape[1], prefix), logits, target)
+        classes, names = logits.shape[1], getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
+        self.meters.update(
+            prefix,
+            lambda: (
+                topk_accuracies(classes, prefix)
+                if logits.ndim == 2
+                else SegmentationScores(classes, self.ignore_index, names, prefix)
+            ),
+            logits,
+            target,
+        )
         if self.metrics:
             self.meters.update(f"{prefix}chosen", lambda: ChosenMetrics(self.metrics or [], prefix), logits, target)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from lightning_biaskd.bias import BiasLoss, BiasStrategy, Plain, cosine
 from lightning_biaskd.bias.rows import on_one_grid
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distillers import KD
+from lightning_biaskd.distributed.ranks import world_size
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.inputs import InputConversion
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_index
@@ -224,6 +226,16 @@ def cross_entropy(
         return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
     total = F.cross_entropy(logits, target, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction="sum")
     return total / (target != ignore_index).sum().clamp_min(1)
+
+
+def of_all_ranks(known: Tensor) -> Tensor:
+    """The factor from the mean over this rank's known labels to its part of the mean over those of all ranks."""
+    own = known.sum()
+    if world_size() == 1:
+        return torch.ones_like(own)
+    total = own.clone()
+    dist.all_reduce(total)
+    return own * world_size() / total.clamp_min(1)
 
 
 def accuracy(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
