@@ -161,8 +161,8 @@ def test_images_of_all_classes_are_seen_and_no_random_number_is_used_up(trainer)
 
 
 def test_a_loader_of_something_else_is_one_line(trainer):
-    loader = DataLoader([{"x": torch.zeros(1)}], 1)
-    with pytest.raises(UserError, match="gives a dict: this method looks at some images before"):
+    loader = DataLoader(["x"], 1)
+    with pytest.raises(UserError, match="training loader gives a list: this method looks at some images before"):
         trainer().fit(module(), loader, loader)
 
 

@@ -64,14 +64,16 @@ def logits_of(answer: Any) -> Tensor:
 
     Args:
         answer: a tensor, an object with ``.logits`` (torchvision's Inception, Hugging Face), or a dict with "logits" or
-            "out" (torchvision's segmentation networks).
+            "out" (torchvision's segmentation networks). Three-dimensional logits in an object or a dict have their
+            classes last, as those of transformers have for tokens; they are moved to the front, (B, C, L).
 
     Raises:
         UserError: there are no logits in it.
     """
-    if isinstance(answer, Mapping):
-        answer = answer.get("logits", answer.get("out", answer))
-    logits = getattr(answer, "logits", answer)
+    found = answer.get("logits", answer.get("out", answer)) if isinstance(answer, Mapping) else answer
+    logits = getattr(found, "logits", found)
+    if isinstance(logits, Tensor) and logits.ndim == 3 and logits is not answer:
+        return logits.movedim(-1, 1)
     if not isinstance(logits, Tensor):
         raise UserError(
             f"the network returned a {type(answer).__name__} without logits: return a tensor (B, C), "

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.networks.named_inputs import Input, leading, run
 from lightning_biaskd.networks.outputs import Outputs, logits_of
 from lightning_biaskd.networks.trace import Call, last_activation, stages, trace
 
@@ -62,11 +63,11 @@ class FeatureTap:
             elif not name.startswith("-"):
                 self._find(name.removesuffix(":pre"))
 
-    def __call__(self, image: Tensor) -> Outputs:
-        """Runs the network on ``image`` (B, …) and returns its :class:`Outputs`."""
+    def __call__(self, image: Input) -> Outputs:
+        """Runs the network on images (B, …), or on named tensors, and returns its :class:`Outputs`."""
         if self._unresolved or self._headless:
             self._resolve(image)
-        answer = self.model(image)
+        answer = run(self.model, image)
         if not isinstance(answer, Outputs):
             answer = Outputs(logits_of(answer))
         if not self.layers and self._head is None:
@@ -111,8 +112,8 @@ class FeatureTap:
             raise UserError(f"{type(self.model).__name__} has no layer {name!r}; near names: {', '.join(near)}")
         return modules[name]
 
-    def _resolve(self, image: Tensor) -> None:
-        answer, calls = trace(self.model, image[:2])
+    def _resolve(self, image: Input) -> None:
+        answer, calls = trace(self.model, leading(image, 2))
         self._shared = {name for name, times in Counter(call.name for call in calls).items() if times > 1}
         for layer in self._unresolved:
             place = layer.removesuffix(":pre")

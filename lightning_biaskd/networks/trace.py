@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_biaskd.networks.named_inputs import Input, run
+
 _NO_STAGE = (
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
     *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d),
@@ -42,7 +44,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def trace(model: nn.Module, image: Tensor) -> tuple[Any, list[Call]]:
+def trace(model: nn.Module, image: Input) -> tuple[Any, list[Call]]:
     """Runs a network once in eval mode, without changing it."""
     calls: list[Call] = []
     hooks = [
@@ -55,7 +57,7 @@ def trace(model: nn.Module, image: Tensor) -> tuple[Any, list[Call]]:
     ]
     try:
         with evaluating(model):
-            return model(image), calls
+            return run(model, image), calls
     finally:
         for hook in hooks:
             hook.remove()

@@ -8,10 +8,11 @@ from typing import Literal, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.kinds import is_graph, own_dtype
+from lightning_biaskd.networks.named_inputs import Input, converted, one_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_logits
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.teachers.folding import folded
@@ -29,7 +30,7 @@ def half_precision(model: nn.Module) -> Precision | None:
     return _HALF.get(own_dtype(model))
 
 
-def plain(tap: FeatureTap) -> Callable[[Tensor], Outputs]:
+def plain(tap: FeatureTap) -> Callable[[Input], Outputs]:
     """A network as a function from images to outputs, in the precision of its weights; float32 follows autocast.
 
     A network without weights, such as a frozen graph, runs in float32.
@@ -39,8 +40,8 @@ def plain(tap: FeatureTap) -> Callable[[Tensor], Outputs]:
 
 
 def accelerate(
-    tap: FeatureTap, image: Tensor, backend: Backend = "fast", precision: Precision | None = None
-) -> Callable[[Tensor], Outputs]:
+    tap: FeatureTap, image: Input, backend: Backend = "fast", precision: Precision | None = None
+) -> Callable[[Input], Outputs]:
     """Returns a network in eval mode as a faster function; the network itself keeps its weights.
 
     * ``"plain"``: no change.
@@ -54,7 +55,7 @@ def accelerate(
 
     Args:
         tap: the network, with the features that are read of it.
-        image: (B, …), a few images, on which folding is verified.
+        image: (B, …), a few images or named tensors, on which folding is verified.
         backend: one of the above.
         precision: of its weights and arithmetic; ``None`` leaves them, and float32 follows autocast.
 
@@ -75,7 +76,7 @@ def accelerate(
         )
     given = tap
     if backend != "plain" and not graph and dtype is not None:
-        with torch.autocast(image.device.type, enabled=False):
+        with torch.autocast(one_of(image).device.type, enabled=False):
             tap = folded(_to(tap, torch.promote_types(dtype, torch.float32)), image)
         if any(parameter.ndim == 4 for parameter in tap.model.parameters()):
             tap.model.to(memory_format=torch.channels_last)
@@ -100,7 +101,7 @@ def _to(tap: FeatureTap, dtype: torch.dtype | None) -> FeatureTap:
     return tap
 
 
-def _verify(run: Callable[[Tensor], Outputs], image: Tensor, precision: Precision | None) -> None:
+def _verify(run: Callable[[Input], Outputs], image: Input, precision: Precision | None) -> None:
     try:
         run(image)
     except RuntimeError as error:
@@ -111,7 +112,7 @@ def _verify(run: Callable[[Tensor], Outputs], image: Tensor, precision: Precisio
         ) from error
 
 
-def _compiled(run: Callable[[Tensor], Outputs], image: Tensor) -> Callable[[Tensor], Outputs]:
+def _compiled(run: Callable[[Input], Outputs], image: Input) -> Callable[[Input], Outputs]:
     try:
         twin = copy.deepcopy(run)
         tap = twin.tap if isinstance(twin, _InPrecision) else cast("FeatureTap", twin)
@@ -131,10 +132,10 @@ class _InPrecision:
         self.tap = tap
         self.dtype = dtype
 
-    def __call__(self, image: Tensor) -> Outputs:
-        with torch.autocast(image.device.type, enabled=False):
-            outputs = self.tap(image.to(self.dtype))
+    def __call__(self, image: Input) -> Outputs:
+        with torch.autocast(one_of(image).device.type, enabled=False):
+            outputs = self.tap(converted(image, self.dtype))
         logits = at_least_float32(outputs.logits)
         if self.dtype == torch.float64:  # of the network, not of the run
-            logits = logits.to(torch.promote_types(image.dtype, torch.float32))
+            logits = logits.to(torch.promote_types(one_of(image).dtype, torch.float32))
         return with_logits(outputs, logits)

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from lightning_biaskd.networks.kinds import own_dtype
+from lightning_biaskd.networks.named_inputs import Input, converted, leading, run
 from lightning_biaskd.networks.outputs import at_least_float32
 from lightning_biaskd.networks.tap import FeatureTap
 
@@ -19,13 +20,13 @@ _TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2
 
 
 @torch.no_grad()
-def folded(tap: FeatureTap, image: Tensor) -> FeatureTap:
+def folded(tap: FeatureTap, image: Input) -> FeatureTap:
     """A copy of the network with its batch norms folded, or the network itself where there is nothing to fold.
 
     Nothing is folded if that moves the logits by more than rounding. This happens where a network uses a convolution's
     output in a way that hooks don't see.
     """
-    image = image.to(own_dtype(tap.model))
+    image = converted(image, own_dtype(tap.model))
     logits = tap(image).logits
     expected = at_least_float32(logits)
     pairs = _pairs(tap.model, image)
@@ -48,7 +49,7 @@ def folded(tap: FeatureTap, image: Tensor) -> FeatureTap:
     return twin
 
 
-def _pairs(model: nn.Module, image: Tensor) -> list[tuple[str, str]]:
+def _pairs(model: nn.Module, image: Input) -> list[tuple[str, str]]:
     """Names of convolutions and the batch norms that read them, where nothing else reads them and both run once."""
     calls: list[tuple[str, nn.Module, Any, Any]] = []
 
@@ -57,7 +58,7 @@ def _pairs(model: nn.Module, image: Tensor) -> list[tuple[str, str]]:
 
     hooks = [module.register_forward_hook(record(name)) for name, module in model.named_modules()]
     try:
-        model(image[:2])
+        run(model, leading(image, 2))
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,6 +13,7 @@ from lightning_biaskd.files import fingerprint
 from lightning_biaskd.networks.class_map import ClassMap
 from lightning_biaskd.networks.inputs import InputConversion
 from lightning_biaskd.networks.kinds import graph_constants, is_graph, unwrapped
+from lightning_biaskd.networks.named_inputs import Input, one_of
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.weights import load_weights
@@ -112,7 +113,7 @@ class FrozenTeacher(nn.Module):
         self.stream = stream
         self.fault: str | None = None
         self._tried = False
-        self._run: Callable[[Tensor], Outputs] | None = None
+        self._run: Callable[[Input], Outputs] | None = None
 
     @property
     def backend(self) -> Backend:
@@ -139,17 +140,17 @@ class FrozenTeacher(nn.Module):
         return teacher
 
     @torch.no_grad()
-    def forward(self, image: Tensor) -> Outputs:
-        """The network's outputs for a batch of images (B, …), without a graph."""
+    def forward(self, image: Input) -> Outputs:
+        """The network's outputs for a batch of images (B, …), or of named tensors, without a graph."""
         outputs = self.queue(image)
-        self.join(image.device)
+        self.join(one_of(image).device)
         return outputs
 
     @torch.no_grad()
-    def queue(self, image: Tensor) -> Outputs:
+    def queue(self, image: Input) -> Outputs:
         """The outputs of ``forward``, which may still be computed on a stream of their own until :meth:`join`."""
-        if self.stream and image.is_cuda:
-            with on_side_stream(image.device):
+        if self.stream and one_of(image).is_cuda:
+            with on_side_stream(one_of(image).device):
                 return self._outputs_of(image)
         return self._outputs_of(image)
 
@@ -158,14 +159,14 @@ class FrozenTeacher(nn.Module):
         if self.stream and device.type == "cuda":
             join_side_stream(device)
 
-    def _outputs_of(self, image: Tensor) -> Outputs:
+    def _outputs_of(self, image: Input) -> Outputs:
         image = image if self.convert is None else self.convert(image)
         if self._run is None:
             self._prepare(image)
         outputs = self._run(image)  # type: ignore[misc]
         return outputs if self.classes is None else self.classes.outputs(outputs)
 
-    def _prepare(self, image: Tensor) -> None:
+    def _prepare(self, image: Input) -> None:
         if not self._tried:
             self.fault = tried(self._tap, plain(self._tap), image)
             self._tried = True

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.networks.named_inputs import Input
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32, logits_of
 from lightning_biaskd.networks.tap import FeatureTap
 
@@ -23,7 +24,9 @@ class OnnxRuntime:
             another device than the CPU.
     """
 
-    def __init__(self, tap: FeatureTap, image: Tensor, precision: str | None) -> None:
+    def __init__(self, tap: FeatureTap, image: Input, precision: str | None) -> None:
+        if not isinstance(image, Tensor):
+            raise UserError("teacher_backend 'onnxruntime' takes images, not named tensors: choose 'fast'")
         if tap.layers or tap.embedding or image.device.type != "cpu" or precision not in (None, "32"):
             raise UserError(
                 "teacher_backend 'onnxruntime' gives logits alone, in float32, on the CPU: choose 'fast' or 'compile' "
@@ -59,7 +62,8 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the student wants the cores next
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, image: Tensor) -> Outputs:
+    def __call__(self, image: Input) -> Outputs:
+        assert isinstance(image, Tensor)
         (logits,) = self.session.run(None, {"image": image.float().numpy()})
         return Outputs(torch.from_numpy(logits))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.networks.named_inputs import Input, leading, one_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.networks.probabilities import warn_of_probabilities
 from lightning_biaskd.networks.tap import FeatureTap
@@ -21,13 +22,13 @@ _PART = 2
 _TOLERANCE, _HALF_TOLERANCE = 5e-3, 5e-2  # of the range of the logits, between batches of two sizes
 
 
-def tried(tap: FeatureTap, run: Callable[[Tensor], Outputs], image: Tensor) -> str | None:
+def tried(tap: FeatureTap, run: Callable[[Input], Outputs], image: Input) -> str | None:
     """Runs a teacher three times on a few images, and warns of what is wrong with its outputs.
 
     Args:
         tap: the network.
         run: the network as a function from images to outputs, unprepared.
-        image: (B, …), the first images.
+        image: (B, …), the first images, or named tensors.
 
     Returns:
         Why its outputs can't be stored, with the remedy; ``None`` if they can.
@@ -36,10 +37,10 @@ def tried(tap: FeatureTap, run: Callable[[Tensor], Outputs], image: Tensor) -> s
         UserError: the network doesn't take the images, or changes its buffers.
     """
     name = type(tap.model).__name__
-    image = image[:_IMAGES]
+    image = leading(image, _IMAGES)
     buffers = [(name, buffer, buffer.clone()) for name, buffer in tap.model.named_buffers()]
     with unchanged_random_state():
-        first, again, part = (_logits(run, some, name) for some in (image, image, image[:_PART]))
+        first, again, part = (_logits(run, some, name) for some in (image, image, leading(image, _PART)))
     if any(not torch.equal(now, before) for _, now, before in buffers if not before.isnan().any()):
         raise UserError(
             f"{name} changes its buffers when it runs, as batch norms do in training: put the teacher in eval mode "
@@ -48,7 +49,7 @@ def tried(tap: FeatureTap, run: Callable[[Tensor], Outputs], image: Tensor) -> s
     if first.ndim < 2:
         raise UserError(f"{name} returned logits of shape {tuple(first.shape)}: a teacher gives (B, C) or (B, C, …)")
     warn_of_probabilities(first, "the teacher")
-    half = torch.is_autocast_enabled(image.device.type) or half_precision(tap.model) is not None
+    half = torch.is_autocast_enabled(one_of(image).device.type) or half_precision(tap.model) is not None
     fault = None
     if _differ(first, again, 1e-3):
         fault = (
@@ -65,7 +66,7 @@ def tried(tap: FeatureTap, run: Callable[[Tensor], Outputs], image: Tensor) -> s
     return fault
 
 
-def _logits(run: Callable[[Tensor], Outputs], image: Tensor, name: str) -> Tensor:
+def _logits(run: Callable[[Input], Outputs], image: Input, name: str) -> Tensor:
     try:
         return at_least_float32(run(image).logits)
     except (UserError, torch.OutOfMemoryError):
@@ -73,9 +74,15 @@ def _logits(run: Callable[[Tensor], Outputs], image: Tensor, name: str) -> Tenso
     except Exception as error:  # whatever the network's code or graph raises
         reason = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), "")
         raise UserError(
-            f"{name} does not take {len(image)} images of shape {tuple(image.shape[1:])} ({type(error).__name__}: "
+            f"{name} does not take {_described(image)} ({type(error).__name__}: "
             f"{reason.strip()}): check teacher_input, or capture it for batches of any size"
         ) from error
+
+
+def _described(image: Input) -> str:
+    if isinstance(image, Tensor):
+        return f"{len(image)} images of shape {tuple(image.shape[1:])}"
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in image.items())
 
 
 def _has_batch_statistics(network: nn.Module) -> bool:

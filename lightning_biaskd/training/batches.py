@@ -13,15 +13,18 @@ from lightning_biaskd.data.batch import Batch
 from lightning_biaskd.data.labels import class_numbers
 from lightning_biaskd.distributed.padding import flattened
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.networks.named_inputs import Input, one_of
 from lightning_biaskd.training.checks import may_read
 
+_LABELS = ("labels", "label", "target")
 _BRIGHT = 32.0  # no pixel is as bright once it is normalised
 
 
 def labelled(batch: Any, batch_idx: int, mixed: bool = False) -> Sequence[Any]:
     """A batch ``(image, target, …)`` with labels (B,) int64.
 
-    Integer labels of any type, (B,) or (B, 1), are converted.
+    Integer labels of any type, (B,) or (B, 1), are converted. A batch may also be a mapping with ``labels``, as those
+    of transformers are, whose other tensors are the input; or its input may be a mapping.
 
     Args:
         batch: what the loader gave.
@@ -31,31 +34,59 @@ def labelled(batch: Any, batch_idx: int, mixed: bool = False) -> Sequence[Any]:
     Raises:
         UserError: a batch of another kind.
     """
-    if not isinstance(batch, Sequence) or len(batch) < 2 or not all(isinstance(part, Tensor) for part in batch[:2]):
+    if isinstance(batch, Mapping) and (name := next((name for name in _LABELS if name in batch), None)):
+        batch = batch, batch[name]
+    if not isinstance(batch, Sequence) or len(batch) < 2 or not isinstance(batch[1], Tensor):
         raise UserError(f"a batch is {_described(batch)}: let the loader give (image, target, …), by its collate_fn")
-    image, target = batch[:2]
-    check_images(image, batch_idx, ours=isinstance(batch, Batch))
-    if len(image) != len(target):
-        raise UserError(f"a batch holds {len(image)} images and {len(target)} labels: give one label for each image")
+    if isinstance(batch[0], Mapping):
+        batch = _inputs(batch[0]), *batch[1:]
+    given: Sequence[Any] = batch
+    image, target = given[:2]
+    if isinstance(image, Tensor):
+        check_images(image, batch_idx, ours=isinstance(given, Batch))
+    elif not isinstance(image, Mapping):
+        raise UserError(f"a batch is {_described(batch)}: let the loader give (image, target, …), by its collate_fn")
+    size = len(one_of(image))
+    if size != len(target):
+        raise UserError(f"a batch holds {size} images and {len(target)} labels: give one label for each image")
     if mixed and target.ndim == 2 and target.is_floating_point() and target.shape[1] > 1:
-        return batch
-    numbers = class_numbers(target, "the labels of this batch") if target.ndim <= 2 else target
+        return given
+    of_tokens = isinstance(image, Mapping) and target.ndim == 2 and target.shape[1] > 1
+    many = of_tokens or target.ndim > 2
+    whole = target.long() if many and not target.is_floating_point() else target
+    numbers = whole if many else class_numbers(target, "the labels of this batch")
     if numbers is target:
-        return batch
-    return batch._replace(target=numbers) if isinstance(batch, Batch) else (image, numbers, *batch[2:])
+        return given
+    return given._replace(target=numbers) if isinstance(given, Batch) else (image, numbers, *given[2:])
 
 
-def images_of(batch: Any, batch_idx: int) -> Tensor:
-    """The images (B, …) of a batch to predict: the batch itself, or its first part.
+def images_of(batch: Any, batch_idx: int) -> Input:
+    """The images (B, …) of a batch to predict, or its named tensors: the batch itself, or its first part.
 
     Raises:
         UserError: a batch of another kind.
     """
     image = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
+    if isinstance(image, Mapping):
+        return _inputs(image)
     if not isinstance(image, Tensor):
         raise UserError(f"a batch is {_described(batch)}: let the loader give images, or (image, …), by its collate_fn")
     check_images(image, batch_idx, ours=isinstance(batch, Batch))
     return image
+
+
+def _inputs(given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a mapping that a network takes, without labels.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = {name: value for name, value in given.items() if isinstance(value, Tensor) and name not in _LABELS}
+    if not found:
+        raise UserError(
+            f"a batch is {_described(given)}: let it hold the inputs of the network by name, such as input_ids"
+        )
+    return found
 
 
 def check_images(image: Tensor, batch_idx: int, ours: bool) -> None:

@@ -16,6 +16,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import Means
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
+from lightning_biaskd.networks.named_inputs import Input
 from lightning_biaskd.networks.outputs import Outputs, labels_on_grid, resized
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.weights import load_weights, mismatch
@@ -120,12 +121,12 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
         self.ignore_index = ignore_index
         self._compiled = False
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, C) of images (B, …)."""
+    def forward(self, image: Input) -> Tensor:
+        """Logits (B, C, …) of images (B, …), or of named tensors."""
         return self.outputs_of(image).logits
 
-    def outputs_of(self, image: Tensor) -> Outputs:
-        """The network's outputs for images (B, …) that are normalised as the data are."""
+    def outputs_of(self, image: Input) -> Outputs:
+        """The network's outputs for images (B, …) that are normalised as the data are, or for named tensors."""
         return self._tap(image if self.convert is None else self.convert(image))
 
     def losses(self, batch: Sequence[Any], batch_idx: int) -> Step:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.inputs import InputSpec
+from lightning_biaskd.networks.named_inputs import Input
 from lightning_biaskd.randomness.state import unchanged_random_state
+from lightning_biaskd.training.batches import images_of
 from lightning_biaskd.training.step import Distillation
 
 _ENOUGH = 64
@@ -37,17 +39,17 @@ class RehearsedModule(LightningModule):
         if fitting and self.rehearsed is None and self.distillation.needs_rehearsal:
             self.rehearse(*some_images(self.trainer))
 
-    def rehearse(self, image: Tensor, num_samples: int | None = None) -> None:
+    def rehearse(self, image: Input, num_samples: int | None = None) -> None:
         """Runs both networks once, see :meth:`Distillation.rehearse`; a Trainer's fit calls it where a method needs it.
 
         The checkpoint remembers the images' shape and normalisation, so that it can be loaded without data.
 
         Args:
-            image: (B, …), a few images as a training step gets them.
+            image: (B, …), a few images as a training step gets them, or named tensors.
             num_samples: size of the training set, for methods with a memory.
         """
         self.distillation.rehearse(image, num_samples)
-        self.rehearsed = {"image_shape": list(image.shape[1:]), "num_samples": num_samples}
+        self.rehearsed = {"image_shape": _shape(image), "num_samples": num_samples}
         if self.data_input is not None:
             self.rehearsed |= {"mean": list(self.data_input.mean), "std": list(self.data_input.std)}
 
@@ -61,12 +63,25 @@ class RehearsedModule(LightningModule):
         if rehearsed is not None and self.rehearsed is None:
             if self.data_input is None and "mean" in rehearsed:
                 self.connect_inputs(InputSpec(rehearsed["mean"], rehearsed["std"]))
-            self.rehearse(torch.zeros(2, *rehearsed["image_shape"]), rehearsed["num_samples"])
+            self.rehearse(_zeros(rehearsed["image_shape"]), rehearsed["num_samples"])
         super().on_load_checkpoint(checkpoint)
 
 
-def some_images(trainer: Trainer) -> tuple[Tensor, int | None]:
-    """Images (B, …) of the training set as a step gets them, and how many images the data set numbers.
+def _shape(image: Input) -> list[int] | dict[str, tuple[bool, list[int]]]:
+    """The shape of one image; of named tensors each shape, and whether it holds integers."""
+    if isinstance(image, Tensor):
+        return list(image.shape[1:])
+    return {name: (not value.is_floating_point(), list(value.shape[1:])) for name, value in image.items()}
+
+
+def _zeros(shape: Any) -> Input:
+    if not isinstance(shape, dict):
+        return torch.zeros(2, *shape)
+    return {name: torch.zeros(2, *size, dtype=torch.long if whole else None) for name, (whole, size) in shape.items()}
+
+
+def some_images(trainer: Trainer) -> tuple[Input, int | None]:
+    """Images (B, …) or named tensors of the training set, as a step gets them, and how many images the data numbers.
 
     They are from all over the data set, which may be sorted by class; its first batch where it can't be indexed. No
     loader is started where it can, and the random state is left as it was.
@@ -79,6 +94,8 @@ def some_images(trainer: Trainer) -> tuple[Tensor, int | None]:
     with unchanged_random_state():
         loader = trainer.fit_loop._data_source.dataloader()  # that given to fit, or the data module's, or the module's
         batch = hooks.on_after_batch_transfer(hooks.on_before_batch_transfer(_batch(loader), 0), 0)
+    if isinstance(batch, Mapping) or (isinstance(batch, list | tuple) and isinstance(batch[0], Mapping)):
+        return images_of(batch, 0), getattr(data, "num_samples", None)
     if not isinstance(batch, list | tuple) or not isinstance(batch[0], Tensor):
         raise UserError(
             f"the training loader gives a {type(batch).__name__}: this method looks at some images before training, so "

@@ -18,6 +18,7 @@ from lightning_biaskd.distillers import KD
 from lightning_biaskd.distributed.ranks import world_size
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.inputs import InputConversion
+from lightning_biaskd.networks.named_inputs import Input, check_vocabularies, converted, one_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_index
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.trace import evaluating
@@ -68,8 +69,8 @@ class Distillation(nn.Module):
         ignore_index: the label of pixels, tokens or images that count nowhere; ``None`` if there is none.
 
     Raises:
-        UserError: teacher and student share parameters, or a tapped layer is unknown; in ``forward``, teacher and
-            student disagree on the classes.
+        UserError: teacher and student share parameters or read different vocabularies, or a tapped layer is unknown; in
+            ``forward``, teacher and student disagree on the classes.
 
     Example:
         >>> from lightning_biaskd.models import resnet8, resnet14
@@ -95,6 +96,7 @@ class Distillation(nn.Module):
         frozen = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
         if {id(p) for p in frozen.model.parameters()} & {id(p) for p in student.parameters()}:
             raise UserError("teacher and student share parameters: give the teacher a network of its own")
+        check_vocabularies(student, frozen.model)
         self.student = student
         self.teacher = frozen.reading(distiller.needs.teacher_layers, distiller.needs.embedding)
         self.distiller = copy.deepcopy(distiller)
@@ -106,12 +108,13 @@ class Distillation(nn.Module):
         self.ignore_index = ignore_index
         self._tap = FeatureTap(student, distiller.needs.layers, distiller.needs.embedding)
 
-    def forward(self, input: Tensor, target: Tensor, index: Tensor | None = None) -> Step:
+    def forward(self, input: Input, target: Tensor, index: Tensor | None = None) -> Step:
         """One training step.
 
         Args:
-            input: (B, …).
-            target: (B,) labels.
+            input: (B, …), or named tensors that both networks take as keyword arguments, such as ``input_ids`` and
+                ``attention_mask``.
+            target: (B,) labels, or (B, …) of pixels or tokens.
             index: (B,) the index of each input in its data set, for methods with a memory.
 
         Returns:
@@ -119,10 +122,10 @@ class Distillation(nn.Module):
         """
         teacher = self.teacher.queue(input)
         student = self.outputs_of(input)
-        self.teacher.join(input.device)
+        self.teacher.join(one_of(input).device)
         return self.step(student, teacher, target, index)
 
-    def outputs_of(self, input: Tensor) -> Outputs:
+    def outputs_of(self, input: Input) -> Outputs:
         """The student's outputs; their logits are those of the network to deploy."""
         return self.distiller.outputs_of(self._student_outputs(input))
 
@@ -170,18 +173,18 @@ class Distillation(nn.Module):
         builds = isinstance(self.bias, BiasStrategy) and self.bias.trust == "class"
         return builds or method.builds or bool(method.needs.layers) or method.needs.embedding
 
-    def rehearse(self, input: Tensor, num_samples: int | None = None) -> None:
+    def rehearse(self, input: Input, num_samples: int | None = None) -> None:
         """Runs both networks once, so that features are found and adapters built before the optimizer is made.
 
         Only methods that read features or learn parameters need this, and the trust of each class. For all others, it
         has no effect.
 
         Args:
-            input: (B, …), a few inputs as a training step gets them.
+            input: (B, …), or named tensors, a few inputs as a training step gets them.
             num_samples: size of the data set that ``index`` counts, for methods with a memory.
         """
         parameter = next(self.student.parameters())
-        input = input.to(parameter.device, parameter.dtype) if input.is_floating_point() else input.to(parameter.device)
+        input = converted(input, parameter.dtype, parameter.device)
         with torch.no_grad(), evaluating(self.student):
             student = self._student_outputs(input)
             self.distiller.build(student, self.teacher(input), num_samples)
@@ -209,7 +212,7 @@ class Distillation(nn.Module):
         """
         return self.distiller.deployed(self._tap)
 
-    def _student_outputs(self, input: Tensor) -> Outputs:
+    def _student_outputs(self, input: Input) -> Outputs:
         return self._tap(input if self.convert is None else self.convert(input))
 
 

@@ -36,12 +36,15 @@ def test_integer_labels_of_any_kind_are_the_same(trainer, change):
 
 
 NAMED = DataLoader([{"pixel_values": x, "labels": y} for x, y in zip(IMAGE, TARGET, strict=True)], 8)
+UNNAMED = DataLoader([{"pixel_values": x} for x in IMAGE], 8)
+TWICE = DataLoader([{"pixel_values": x, "mask": x, "labels": y} for x, y in zip(IMAGE, TARGET, strict=True)], 8)
 
 
 @pytest.mark.parametrize(
     ("train", "told"),
     [
-        (NAMED, "a batch is a dict with pixel_values, labels: let the loader give"),
+        (UNNAMED, "a batch is a dict with pixel_values: let the loader give"),
+        (TWICE, "Sequential does not take pixel_values, mask as its arguments"),
         (DataLoader(IMAGE, 8), r"a batch is one tensor of shape \(8, 1, 6, 6\)"),
         ([batches()], "a batch is a list of list: let the loader give"),
         (batches(target=TARGET.float()), "labels of this batch are float32 of shape .*: give integers"),
@@ -76,8 +79,9 @@ def test_images_alone_are_predicted(trainer):
     assert torch.equal(torch.cat(trainer().predict(module, DataLoader(IMAGE, 8))), whole)
     several = trainer().predict(module, [DataLoader(IMAGE, 8), batches()])
     assert all(torch.equal(torch.cat(part), whole) for part in several)
-    with pytest.raises(UserError, match="a batch is a dict with pixel_values, labels: let the loader give images"):
-        trainer().predict(module, NAMED)
+    assert torch.equal(torch.cat(trainer().predict(module, NAMED)), whole)
+    with pytest.raises(UserError, match="a batch is a dict with labels: let it hold the inputs of the network by name"):
+        trainer().predict(module, DataLoader([{"labels": y} for y in TARGET], 8))
 
 
 def test_a_loader_without_its_data_module_is_refused(trainer):

@@ -1,0 +1,187 @@
+"""Batches of named tensors, as those of transformers, for images and texts."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_biaskd import KD, BiasStrategy, ClassificationModule, DistillationModule, UserError
+from lightning_biaskd.callbacks import BiasMonitor
+from lightning_biaskd.training.step import Distillation
+
+transformers = pytest.importorskip("transformers")
+WORDS = [
+    "[PAD]",
+    "the",
+    "a",
+    "film",
+    "book",
+    "was",
+    "is",
+    "very",
+    "not",
+    "good",
+    "great",
+    "fine",
+    "bad",
+    "poor",
+    "dull",
+]
+VOCABULARY = len(WORDS)
+REVIEWS = [  # and whether they praise
+    (" ".join((article, thing, verb, *adverb, word)), int((word in ("good", "great", "fine")) != ("not" in adverb)))
+    for word in ("good", "bad", "great", "poor", "fine", "dull")
+    for adverb in ((), ("very",), ("not",))
+    for article in ("the", "a")
+    for thing in ("film", "book")
+    for verb in ("was", "is")
+]
+
+
+def tokens(sentence, length=6):
+    ids = [WORDS.index(word) for word in sentence.split()]
+    return ids + [0] * (length - len(ids)), [1] * len(ids) + [0] * (length - len(ids))
+
+
+def collate(samples):
+    ids, masks = zip(*(tokens(sentence) for sentence, _ in samples), strict=True)
+    labels = torch.tensor([label for _, label in samples])
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(masks), "labels": labels}
+
+
+def reader(width, vocabulary=VOCABULARY):
+    config = transformers.BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=2 * width,
+        num_labels=2,
+        max_position_embeddings=8,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.3,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def texts(collate=collate):
+    return DataLoader(REVIEWS[::3] + REVIEWS[1::3] + REVIEWS[2::3], 24, collate_fn=collate)
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, 0.01)
+
+
+@pytest.mark.parametrize("backend", ["plain", "fast"])
+def test_a_text_classifier_is_distilled(backend, trainer, tmp_path):
+    run = trainer(max_epochs=40)
+    teacher = ClassificationModule(reader(16), optimizer=adam)
+    run.fit(teacher, texts(), texts())
+    assert run.callback_metrics["val/acc1"] > 0.9
+    bias = BiasStrategy("drop", "batch", "ramp", trust="class")
+    module = DistillationModule(reader(8), teacher.model, KD(), bias, teacher_backend=backend, optimizer=adam)
+    before = copy.deepcopy(teacher.model.state_dict())
+    run = trainer(max_epochs=40, callbacks=[BiasMonitor()])
+    run.fit(module, texts(), texts())
+    assert run.callback_metrics["val/acc1"] > 0.9
+    assert all(torch.equal(value, before[name]) for name, value in teacher.model.state_dict().items())
+    assert trainer().predict(module, texts())[0].shape == (24, 2)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    again = DistillationModule(reader(8), teacher.model, KD(), bias, optimizer=adam)
+    (tested,) = trainer(callbacks=[BiasMonitor()]).test(again, texts(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    assert tested["test/acc1"] == pytest.approx(run.callback_metrics["val/acc1"].item())
+
+
+def test_the_step_is_that_of_the_networks_called_by_hand():
+    student, teacher = reader(8), reader(16)
+    batch = collate(REVIEWS[:8])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    step = Distillation(student.eval(), teacher, KD(), bias=None)(inputs, batch["labels"])
+    with torch.no_grad():
+        expected = KD()(*(type(step.student)(network.eval()(**inputs).logits) for network in (student, teacher)), None)
+    torch.testing.assert_close(step.logged["train/loss_kd"], expected.mean())
+
+
+def test_different_vocabularies_are_refused_in_one_line():
+    with pytest.raises(UserError, match="vocabulary of 16 tokens and the teacher one of 30: both need the same tokeni"):
+        Distillation(reader(8, 16), reader(8, 30))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda batch: {"labels": batch["labels"]}, "let it hold the inputs of the network by name"),
+        (lambda batch: {"input_ids": batch["input_ids"]}, "let the loader give"),
+        (lambda batch: {**batch, "labels": batch["labels"][:3]}, "24 images and 3 labels"),
+    ],
+)
+def test_mappings_that_lack_something_are_told(changed, told, trainer):
+    module = ClassificationModule(reader(8))
+    with pytest.raises(UserError, match=told):
+        trainer().test(module, texts(lambda samples: changed(collate(samples))), verbose=False)
+
+
+@pytest.mark.parametrize("form", ["mapping", "pair", "encoding"])
+def test_image_classifiers_of_transformers_take_their_own_batches(form, trainer):
+    def network(width):
+        config = transformers.ViTConfig(
+            hidden_size=width,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=8,
+            image_size=8,
+            patch_size=4,
+        )
+        config.num_labels = 3
+        return transformers.ViTForImageClassification(config)
+
+    def batch(samples):
+        pixels, labels = torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
+        named = {"pixel_values": pixels}
+        if form == "pair":
+            return named, labels
+        return (
+            {**named, "labels": labels} if form == "mapping" else transformers.BatchFeature({**named, "labels": labels})
+        )
+
+    images = [(torch.randn(3, 8, 8), number % 3) for number in range(12)]
+    loader = DataLoader(images, 4, collate_fn=batch)
+    module = DistillationModule(network(8), network(16), KD())
+    trainer().fit(module, loader, loader)
+    (tested,) = trainer().test(module, loader, verbose=False)
+    plain = DataLoader(images, 4)
+    (expected,) = trainer().test(module, plain, verbose=False)
+    assert tested == expected
+
+
+def test_tokens_are_rows_and_the_padding_counts_nowhere(trainer):
+    class Tagger(nn.Module):
+        """A logit for each token, as transformers answers: classes last."""
+
+        def __init__(self):
+            super().__init__()
+            self.network = nn.Sequential(nn.Embedding(len(WORDS), 8), nn.Linear(8, 3))
+
+        def forward(self, input_ids, attention_mask):
+            return {"logits": self.network(input_ids)}
+
+    def tagged(samples):
+        batch = collate(samples)
+        tags = batch["input_ids"] % 3
+        return {**batch, "labels": torch.where(batch["attention_mask"] == 1, tags, -100)}
+
+    module = DistillationModule(
+        Tagger(), Tagger(), KD(), BiasStrategy("swap"), ignore_index=-100, optimizer=lambda p: torch.optim.Adam(p, 0.05)
+    )
+    run = trainer(max_epochs=10)
+    loader = texts(tagged)
+    run.fit(module, loader, loader)
+    batch = tagged(REVIEWS)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    known = batch["labels"] != -100
+    right = (module.eval()(inputs).argmax(1) == batch["labels"])[known]
+    assert run.callback_metrics["val/acc1"].item() == pytest.approx(right.float().mean().item(), abs=1e-6)
+    assert right.float().mean() > 0.9
