@@ -1,6 +1,7 @@
 """Published distillation methods, one file each."""
 
 from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.distillers.abkd import ABKD, abkd_loss
 from lightning_biaskd.distillers.at import AT, at_loss
 from lightning_biaskd.distillers.cat_kd import CATKD, cat_kd_loss, class_activation_maps
 from lightning_biaskd.distillers.cc import CC, cc_loss
@@ -13,10 +14,12 @@ from lightning_biaskd.distillers.fitnet import FitNet, hint_loss
 from lightning_biaskd.distillers.kd import KD, kd_loss
 from lightning_biaskd.distillers.kdsvd import KDSVD, kdsvd_loss
 from lightning_biaskd.distillers.logit_standardization import LogitStandardization, standardize
+from lightning_biaskd.distillers.luminet import LumiNet, luminet_loss, perception
 from lightning_biaskd.distillers.mlkd import MLKD, mlkd_loss
 from lightning_biaskd.distillers.nkd import NKD, nkd_loss
 from lightning_biaskd.distillers.norm_kd import NormKD, norm_kd_loss
 from lightning_biaskd.distillers.nst import NST, nst_loss
+from lightning_biaskd.distillers.ofa import OFA, ofa_loss
 from lightning_biaskd.distillers.ofd import OFD, ofd_loss
 from lightning_biaskd.distillers.pkt import PKT, pkt_loss
 from lightning_biaskd.distillers.pld import PLD, pld_loss
@@ -35,6 +38,7 @@ from lightning_biaskd.distillers.teacher_free import (
     label_smoothing_loss,
     teacher_free_loss,
 )
+from lightning_biaskd.distillers.tekap import TeKAP, tekap_loss
 from lightning_biaskd.distillers.ttm import TTM, WTTM, ttm_loss, wttm_loss
 from lightning_biaskd.distillers.vid import VID, vid_loss
 from lightning_biaskd.distillers.weighted_sum import WeightedSum
@@ -45,6 +49,7 @@ from lightning_biaskd.features.base import FeatureDistiller
 from lightning_biaskd.logits import kl_divergence, without_label
 
 __all__ = [
+    "ABKD",
     "AT",
     "CATKD",
     "CC",
@@ -58,6 +63,7 @@ __all__ = [
     "MLKD",
     "NKD",
     "NST",
+    "OFA",
     "OFD",
     "PKT",
     "PLD",
@@ -78,12 +84,15 @@ __all__ = [
     "FitNet",
     "LabelSmoothing",
     "LogitStandardization",
+    "LumiNet",
     "NormKD",
     "ReviewKD",
     "SimKD",
+    "TeKAP",
     "TeacherFree",
     "WKDFeature",
     "WeightedSum",
+    "abkd_loss",
     "at_loss",
     "cat_kd_loss",
     "cc_loss",
@@ -100,11 +109,14 @@ __all__ = [
     "kdsvd_loss",
     "kl_divergence",
     "label_smoothing_loss",
+    "luminet_loss",
     "mlkd_loss",
     "nkd_loss",
     "norm_kd_loss",
     "nst_loss",
+    "ofa_loss",
     "ofd_loss",
+    "perception",
     "pkt_loss",
     "pld_loss",
     "rc_loss",
@@ -117,6 +129,7 @@ __all__ = [
     "srd_loss",
     "standardize",
     "teacher_free_loss",
+    "tekap_loss",
     "ttm_loss",
     "vid_loss",
     "without_label",

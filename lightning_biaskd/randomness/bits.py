@@ -34,13 +34,13 @@ def _shift(x: Tensor, by: int) -> Tensor:
     return (x >> by) & ((1 << (64 - by)) - 1)
 
 
-def random_bits(seed: int, epoch: int | Tensor, index: Tensor) -> Tensor:
+def random_bits(seed: int | Tensor, epoch: int | Tensor, index: Tensor) -> Tensor:
     """Random 63-bit numbers, one per sample, that depend on nothing else.
 
     So any rank, any number of workers and any resumed run draw the same views.
 
     Args:
-        seed: of the run.
+        seed: of the run; a number or a scalar tensor.
         epoch: 0-based; a number, or one for each sample.
         index: (B,) int64, the sample's number in its data set.
 
@@ -52,7 +52,7 @@ def random_bits(seed: int, epoch: int | Tensor, index: Tensor) -> Tensor:
         >>> bool((a != b).all()), torch.equal(random_bits(0, 0, torch.tensor([1])), a[1:])
         (True, True)
     """
-    start = mix(torch.tensor([seed], dtype=torch.int64, device=index.device) * GOLDEN + epoch + 1)
+    start = mix(torch.as_tensor(seed, dtype=torch.int64, device=index.device) * GOLDEN + epoch + 1)
     return hashed(mix(start + index))
 
 
@@ -70,3 +70,14 @@ def further_bits(bits: Tensor) -> Tensor:
 def uniform(bits: Tensor) -> Tensor:
     """Numbers (B,) in [0, 1), float32, from the upper bits of :func:`random_bits`."""
     return (bits >> 39).float() / (1 << 24)
+
+
+def normal(bits: Tensor) -> Tensor:
+    """Numbers of the standard normal distribution, float32, from the upper bits of :func:`random_bits`.
+
+    Example:
+        >>> drawn = normal(random_bits(0, 0, torch.arange(10000)))
+        >>> round(drawn.mean().item(), 1), round(drawn.std().item(), 1)
+        (0.0, 1.0)
+    """
+    return (2 * (bits >> 39) + 1 - (1 << 24)).float().div(1 << 24).erfinv() * 2**0.5  # odd numbers, so never 0 or 1

@@ -6,8 +6,10 @@ import statistics
 
 import torch
 from feature_settings import FEATURE_SETTINGS
+from logit_settings import LOGIT_SETTINGS
 from projector_settings import PROJECTOR_SETTINGS
 from properties import Setting
+from slow_logits import cross_entropy, kd, kl, softmax
 
 from lightning_biaskd import Outputs
 from lightning_biaskd.distillers import (
@@ -34,20 +36,6 @@ from lightning_biaskd.distillers import (
 )
 
 
-def softmax(values):
-    top = max(values)
-    exps = [math.exp(v - top) for v in values]
-    return [e / sum(exps) for e in exps]
-
-
-def kl(p, q):
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
-
-
-def kd(student, teacher, y, tau=4.0):
-    return tau**2 * kl(softmax([z / tau for z in teacher]), softmax([z / tau for z in student]))
-
-
 def dkd(student, teacher, y, alpha=1.0, beta=8.0, tau=4.0):
     p, q = softmax([z / tau for z in teacher]), softmax([z / tau for z in student])
     pair = kl([p[y], 1 - p[y]], [q[y], 1 - q[y]])
@@ -68,10 +56,6 @@ def dist(students, teachers, labels, beta=1.0, gamma=1.0, tau=4.0):
     inter = [1 - pearson(a, b) for a, b in zip(q, p, strict=True)]
     intra = [1 - pearson(a, b) for a, b in zip(zip(*q, strict=True), zip(*p, strict=True), strict=True)]
     return tau**2 * (beta * sum(inter) / len(inter) + gamma * sum(intra) / len(intra))
-
-
-def cross_entropy(p, q):
-    return -sum(a * math.log(b) for a, b in zip(p, q, strict=True))
 
 
 def nkd(student, teacher, y, gamma=1.5, tau=1.0):
@@ -228,6 +212,7 @@ CORRECTS = {NOT_ZERO: "it corrects a wrong answer, so a student that copies the 
 
 SETTINGS = {
     **FEATURE_SETTINGS,
+    **LOGIT_SETTINGS,
     **PROJECTOR_SETTINGS,
     "KD": Setting(KD(), kd),
     "DKD": Setting(DKD(), dkd),
