@@ -11,10 +11,12 @@ from lightning_biaskd.distillers.cwd import CWD, cwd_loss
 from lightning_biaskd.distillers.dist import DIST, dist_loss
 from lightning_biaskd.distillers.dkd import DKD, dkd_loss
 from lightning_biaskd.distillers.fitnet import FitNet, hint_loss
+from lightning_biaskd.distillers.itrd import ITRD, correlation_loss, mutual_loss
 from lightning_biaskd.distillers.kd import KD, kd_loss
 from lightning_biaskd.distillers.kdsvd import KDSVD, kdsvd_loss
 from lightning_biaskd.distillers.logit_standardization import LogitStandardization, standardize
 from lightning_biaskd.distillers.luminet import LumiNet, luminet_loss, perception
+from lightning_biaskd.distillers.mgd import MGD, mgd_loss
 from lightning_biaskd.distillers.mlkd import MLKD, mlkd_loss
 from lightning_biaskd.distillers.nkd import NKD, nkd_loss
 from lightning_biaskd.distillers.norm_kd import NormKD, norm_kd_loss
@@ -41,6 +43,7 @@ from lightning_biaskd.distillers.teacher_free import (
 from lightning_biaskd.distillers.tekap import TeKAP, tekap_loss
 from lightning_biaskd.distillers.ttm import TTM, WTTM, ttm_loss, wttm_loss
 from lightning_biaskd.distillers.vid import VID, vid_loss
+from lightning_biaskd.distillers.vkd import VkD, vkd_loss
 from lightning_biaskd.distillers.weighted_sum import WeightedSum
 from lightning_biaskd.distillers.wkd import WKD, class_distances, wkd_loss
 from lightning_biaskd.distillers.wkd_feature import WKDFeature, wkd_feature_loss
@@ -58,8 +61,10 @@ __all__ = [
     "CWD",
     "DIST",
     "DKD",
+    "ITRD",
     "KD",
     "KDSVD",
+    "MGD",
     "MLKD",
     "NKD",
     "NST",
@@ -90,6 +95,7 @@ __all__ = [
     "SimKD",
     "TeKAP",
     "TeacherFree",
+    "VkD",
     "WKDFeature",
     "WeightedSum",
     "abkd_loss",
@@ -99,6 +105,7 @@ __all__ = [
     "cell_logits",
     "class_activation_maps",
     "class_distances",
+    "correlation_loss",
     "crd_loss",
     "ctkd_loss",
     "cwd_loss",
@@ -110,7 +117,9 @@ __all__ = [
     "kl_divergence",
     "label_smoothing_loss",
     "luminet_loss",
+    "mgd_loss",
     "mlkd_loss",
+    "mutual_loss",
     "nkd_loss",
     "norm_kd_loss",
     "nst_loss",
@@ -132,6 +141,7 @@ __all__ = [
     "tekap_loss",
     "ttm_loss",
     "vid_loss",
+    "vkd_loss",
     "without_label",
     "wkd_feature_loss",
     "wkd_loss",

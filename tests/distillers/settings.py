@@ -5,6 +5,7 @@ import math
 import statistics
 
 import torch
+from connector_settings import CONNECTOR_SETTINGS
 from feature_settings import FEATURE_SETTINGS
 from logit_settings import LOGIT_SETTINGS
 from projector_settings import PROJECTOR_SETTINGS
@@ -211,6 +212,7 @@ NOT_ZERO = "is_zero_at_the_teacher"
 CORRECTS = {NOT_ZERO: "it corrects a wrong answer, so a student that copies the teacher is not done"}
 
 SETTINGS = {
+    **CONNECTOR_SETTINGS,
     **FEATURE_SETTINGS,
     **LOGIT_SETTINGS,
     **PROJECTOR_SETTINGS,

@@ -5,21 +5,36 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from connector_settings import CONNECTOR_SETTINGS
 from projector_settings import IMAGES, PROJECTOR_SETTINGS, projected
 from properties import batch, trained
 from torch import nn
 
 from lightning_biaskd import Outputs, UserError, WeightedSum
-from lightning_biaskd.distillers import CATKD, CRD, OFD, SRD, ReviewKD, SimKD, WKDFeature, ofd_loss, wkd_feature_loss
+from lightning_biaskd.distillers import (
+    CATKD,
+    CRD,
+    ITRD,
+    MGD,
+    OFD,
+    SRD,
+    ReviewKD,
+    SimKD,
+    VkD,
+    WKDFeature,
+    ofd_loss,
+    wkd_feature_loss,
+)
 from lightning_biaskd.distillers.ofd import negative_mean
 from lightning_biaskd.distillers.wkd_feature import moments
 
-every_method = pytest.mark.parametrize("name", PROJECTOR_SETTINGS)
-LEARNING = [CRD(), OFD(), ReviewKD(), SimKD(), SRD(), WKDFeature()]
+SETTINGS = {**PROJECTOR_SETTINGS, **CONNECTOR_SETTINGS}
+every_method = pytest.mark.parametrize("name", SETTINGS)
+LEARNING = [CRD(), ITRD(), MGD(), OFD(), ReviewKD(), SimKD(), SRD(), VkD(), WKDFeature()]
 
 
 def in_training(name):
-    return copy.deepcopy(PROJECTOR_SETTINGS[name].distiller).train()
+    return copy.deepcopy(SETTINGS[name].distiller).train()
 
 
 def gradients(distiller, student, teacher, target, keep=None):
@@ -54,7 +69,7 @@ def test_in_training_one_sample_is_enough(name):
     values = gradients(distiller, student, teacher, target)
     assert all(value.isfinite().all() for value in values)
     assert all(value.isfinite().all() for value in distiller.state_dict().values())
-    assert bool(values[0].any()) == (name != "SRD")  # which compares each with the mean of the batch
+    assert bool(values[0].any()) == (name not in ("SRD", "ITRD"))  # which compare each with the batch
 
 
 @every_method
@@ -96,6 +111,8 @@ def outputs(embedding=(7,), **shapes):
         (OFD([-2, -1]), {"b_pre": (3, 9, 7), "a_pre": (4, 5, 3)}, {"b_pre": (5, 6, 6), "a_pre": (6, 8, 8)}),
         (ReviewKD([-2, -1]), {"b": (3, 9, 7), "a": (4, 5, 3)}, {"b_pre": (5, 6, 6), "a_pre": (6, 8, 2)}),
         (ReviewKD([-2, -1]), {"b": (3, 9, 7), "a": (4, 5, 3)}, {"b_pre": (17, 6), "a_pre": (17, 6)}),
+        (VkD(), {"a": (3, 7, 5)}, {"a": (50, 6)}),
+        (VkD(), {"a": (17, 8)}, {"a": (6, 4, 4)}),
         (WKDFeature(), {"a": (3, 7, 5)}, {"a": (50, 6)}),
         (WKDFeature(grid=4), {"a": (3, 2, 2)}, {"a": (5, 8, 8)}),
         (WKDFeature(), {"a": (3, 4, 4)}, {"a": (5, 2, 2)}),
