@@ -19,6 +19,7 @@ from lightning_biaskd.distillers.luminet import LumiNet, luminet_loss, perceptio
 from lightning_biaskd.distillers.mgd import MGD, mgd_loss
 from lightning_biaskd.distillers.mlkd import MLKD, mlkd_loss
 from lightning_biaskd.distillers.nkd import NKD, nkd_loss
+from lightning_biaskd.distillers.norm import NORM, norm_loss
 from lightning_biaskd.distillers.norm_kd import NormKD, norm_kd_loss
 from lightning_biaskd.distillers.nst import NST, nst_loss
 from lightning_biaskd.distillers.ofa import OFA, ofa_loss
@@ -67,6 +68,7 @@ __all__ = [
     "MGD",
     "MLKD",
     "NKD",
+    "NORM",
     "NST",
     "OFA",
     "OFD",
@@ -122,6 +124,7 @@ __all__ = [
     "mutual_loss",
     "nkd_loss",
     "norm_kd_loss",
+    "norm_loss",
     "nst_loss",
     "ofa_loss",
     "ofd_loss",

@@ -95,8 +95,8 @@ class SDD(Wrapper):
         complementary_weight: float = 2.0,
     ) -> None:
         inner = DKD() if distiller is None else distiller
-        if inner.needs.layers or inner.needs.embedding:
-            raise UserError("SDD wraps a method that reads logits alone")
+        if inner.needs.layers or inner.needs.embedding or inner.needs.index:
+            raise UserError("SDD wraps a method that reads logits alone, without features and image indices")
         if not scales or scales[0] != 1 or min(scales) < 1:
             raise UserError(f"scales must begin with 1, the whole image, got {scales}")
         super().__init__(inner)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -90,19 +90,30 @@ class FeatureTap:
             UserError: the layer runs several times, or the classifier is no module of the network.
         """
         name = self._names[layer]
-        own = next((own for own, module in self.model.named_modules() if module is self._head), None)
-        if own is None:
-            raise UserError(
-                f"the classifier of {type(self.model).__name__} is not a submodule, so it cannot be replaced"
-            )
+        network = self.with_classifier(lambda _: head)
         if name in self._shared:
             raise UserError(
                 f"{type(self.model).__name__} runs layer {name!r} several times, so nothing can follow it: name another"
             )
+        _replace(network, name, nn.Sequential(network.get_submodule(name), behind))
+        return network
+
+    def with_classifier(self, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """A copy of the network without hooks and with another classifier.
+
+        Args:
+            change: makes the new classifier of a copy of the present one.
+
+        Raises:
+            UserError: the classifier is no module of the network.
+        """
+        name = next((name for name, module in self.model.named_modules() if module is self._head), None)
+        if name is None:
+            raise UserError(
+                f"the classifier of {type(self.model).__name__} is not a submodule, so it cannot be replaced"
+            )
         network = untapped(self.model)
-        for place, module in ((name, nn.Sequential(network.get_submodule(name), behind)), (own, head)):
-            parent, _, child = place.rpartition(".")
-            setattr(network.get_submodule(parent), child, module)
+        _replace(network, name, change(network.get_submodule(name)))
         return network
 
     def _find(self, name: str) -> nn.Module:
@@ -148,6 +159,11 @@ class FeatureTap:
             f"no layer of {type(self.model).__name__} gives its logits, so it has no classifier to read: return "
             "Outputs(logits, embedding=…, head=…) from its forward"
         )
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
 
 
 def untapped(model: nn.Module) -> nn.Module:

@@ -1,13 +1,26 @@
-"""The settings of ITRD, MGD and VkD; features are made of the logits as in projector_settings."""
+"""The settings of ITRD, MGD, NORM and VkD; features are made of the logits as in projector_settings."""
 
 import math
 
 import torch
 from logit_settings import drawn
-from projector_settings import AT_ITS_START, convolved, each, flat, mean, projected, read, relu, settled, squares, unit
+from projector_settings import (
+    AT_ITS_START,
+    convolved,
+    each,
+    flat,
+    mean,
+    normed,
+    projected,
+    read,
+    relu,
+    settled,
+    squares,
+    unit,
+)
 from properties import Setting
 
-from lightning_biaskd.distillers import ITRD, MGD, VkD
+from lightning_biaskd.distillers import ITRD, MGD, NORM, VkD
 
 
 def averages(name, row):
@@ -62,6 +75,12 @@ def itrd(students, teachers, labels, correlation_weight=2.0, mutual_weight=1.0, 
     return correlation_weight * math.log2(total) + mutual_weight * mutual
 
 
+def norm(student, teacher, y, parts=3):
+    expanded = normed(convolved(read("-1", student), MATCHED.connectors[0][0]), MATCHED.connectors[0][1])
+    t = read("wide", teacher)
+    return sum(mean(squares(expanded[n * len(t) : (n + 1) * len(t)], t)) for n in range(parts))
+
+
 def drawing(distiller):
     """With draws that no other test changes."""
     distiller.draws.seed.fill_(7)
@@ -72,6 +91,8 @@ def drawing(distiller):
 MASKED = drawing(settled(MGD(-1, "wide")))
 ORTHOGONAL = settled(VkD(-1, "wide"))
 INFORMATION = settled(ITRD())
+MATCHED = settled(NORM(-1, "wide", parts=3))
+MATCHED.connectors[1].requires_grad_(False)  # it is learned from the losses on the logits
 
 CONNECTOR_SETTINGS = {
     "ITRD": Setting(
@@ -84,5 +105,6 @@ CONNECTOR_SETTINGS = {
         outputs=projected,
     ),
     "MGD": Setting(MASKED, mgd, AT_ITS_START, outputs=projected),
+    "NORM": Setting(MATCHED, norm, AT_ITS_START, outputs=projected),
     "VkD": Setting(ORTHOGONAL, vkd, AT_ITS_START, outputs=projected),
 }

@@ -16,6 +16,7 @@ from lightning_biaskd.distillers import (
     CRD,
     ITRD,
     MGD,
+    NORM,
     OFD,
     SRD,
     ReviewKD,
@@ -30,7 +31,7 @@ from lightning_biaskd.distillers.wkd_feature import moments
 
 SETTINGS = {**PROJECTOR_SETTINGS, **CONNECTOR_SETTINGS}
 every_method = pytest.mark.parametrize("name", SETTINGS)
-LEARNING = [CRD(), ITRD(), MGD(), OFD(), ReviewKD(), SimKD(), SRD(), VkD(), WKDFeature()]
+LEARNING = [CRD(), ITRD(), MGD(), NORM(), OFD(), ReviewKD(), SimKD(), SRD(), VkD(), WKDFeature()]
 
 
 def in_training(name):

@@ -6,7 +6,7 @@ from properties import batch
 from settings import dkd, kd, mapped, sdd
 
 from lightning_biaskd import DKD, KD, Needs, Outputs, UserError, WeightedSum
-from lightning_biaskd.distillers import DIST, SDD, LabelSmoothing, LogitStandardization
+from lightning_biaskd.distillers import DIST, SDD, LabelSmoothing, LogitStandardization, TeKAP
 
 
 def rows(distiller):
@@ -62,8 +62,9 @@ def test_a_map_that_the_classifier_does_not_read_is_refused():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="reads logits alone"):
-        SDD(SDD())
+    for inner in (SDD(), TeKAP()):
+        with pytest.raises(ValueError, match="reads logits alone"):
+            SDD(inner)
     with pytest.raises(ValueError, match="begin with 1"):
         SDD(scales=(2, 4))
     logits, target = torch.zeros(2, 3), torch.tensor([0, 1])
