@@ -132,7 +132,7 @@ def check_index(index: object, num_samples: int | None, batch_idx: int) -> Tenso
     """The indices (B,) of a batch's images must be there, and below the number of images."""
     if not isinstance(index, Tensor):
         raise UserError(
-            "this method remembers every image, so it must know which ones are in a batch: let the data set return "
+            "this method needs to know which images are in a batch: let the data set return "
             "(image, target, index), as those of lightning_biaskd.data do"
         )
     if num_samples is not None and may_read(index, batch_idx):
