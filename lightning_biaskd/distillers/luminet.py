@@ -73,7 +73,8 @@ class LumiNet(Distiller):
     the scale of its logits. Mean and variance are over the kept samples of the global batch. A dropped sample gets
     loss 0; a single one has nothing to be compared with.
 
-    :class:`~lightning_biaskd.bias.BiasStrategy` corrects the teacher's logits before they are standardised.
+    :class:`~lightning_biaskd.bias.BiasStrategy` corrects the teacher's logits before they are standardised, so a
+    corrected sample also moves the mean and variance that the others are compared by.
 
     The defaults are those of the authors' code (ismail31416/LumiNet) for resnet32x4→resnet8x4: α 33, τ 4, a warm-up of
     20 epochs, and cross-entropy at weight 2. α and τ are tuned to the pair there.
