@@ -1,6 +1,7 @@
 """Labels at each pixel: data, scores, and training on them."""
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,13 +10,16 @@ from PIL import Image
 from torch import nn
 
 from lightning_biaskd import BiasStrategy, ClassificationModule, DistillationModule, UserError
+from lightning_biaskd.audit import audit
 from lightning_biaskd.callbacks import BiasMonitor
 from lightning_biaskd.data import SegmentationFolderDataModule
 from lightning_biaskd.data.augment import scale_and_crop
 from lightning_biaskd.distillers import CWD, KD
+from lightning_biaskd.export import export_student
 from lightning_biaskd.metrics import SegmentationScores
 from lightning_biaskd.metrics.segmentation import BAND, near_boundary
 from lightning_biaskd.models import UNet
+from lightning_biaskd.networks.inputs import InputSpec
 from lightning_biaskd.randomness.bits import random_bits
 
 CLASSES = ["ground", "thing", "sky"]
@@ -254,3 +258,27 @@ def test_labels_of_another_shape_and_pairs_of_images_are_refused(tmp_path, train
     module = DistillationModule(UNet(3, (4, 8)), UNet(3, (4, 8)), teacher_cache=str(tmp_path / "cache"))
     with pytest.raises(UserError, match="views can be counted"):
         trainer().fit(module, data)
+
+
+def test_an_audit_counts_labelled_pixels(tmp_path):
+    data = camvid(tmp_path, augment=False)
+    module = DistillationModule(UNet(3, (4, 8)), Coarse(), bias=BiasStrategy("drop", "batch", "ramp", trust="class"))
+    report = audit(module, data)
+    batch = data.train_set.pick(torch.arange(6))
+    logits = F.interpolate(module.teacher(data.normalized(batch.image)).logits, SIZE, mode="bilinear")
+    labels = batch.target.long()
+    right = logits.gather(1, labels.clamp_max(2).unsqueeze(1)).squeeze(1) == logits.amax(1)  # a tie is right
+    wrong = ~right & (labels != 255)
+    assert report.views == 6 * 16 * 11
+    assert report.wrong == int(wrong.sum())
+    assert [row.name for row in report.classes] == CLASSES
+
+
+def test_an_exported_student_gives_the_same_map(tmp_path):
+    network = UNet(3, (4, 8)).eval()
+    spec = InputSpec([0.5] * 3, [0.2] * 3, size=SIZE)
+    export_student(network, str(tmp_path / "student.onnx"), spec)
+    session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
+    image = torch.randn(3, 3, *SIZE)
+    (found,) = session.run(None, {"image": image.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), network(image), atol=1e-5, rtol=1e-4)

@@ -18,12 +18,13 @@ from lightning_biaskd.audit.report import AuditReport, ClassBias, Correction, Mi
 from lightning_biaskd.audit.trust import ClassTrust
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import CORRECTIONS, rectify_logits
+from lightning_biaskd.bias.rows import known_rows
 from lightning_biaskd.bias.strategy import BiasStrategy
 from lightning_biaskd.distributed.padding import flattened, unpadded_rows
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BiasRate, CalibrationError, NotOnTop, confused_pairs
 from lightning_biaskd.metrics.meters import Meters
-from lightning_biaskd.networks.outputs import at_least_float32
+from lightning_biaskd.networks.outputs import at_least_float32, resized
 from lightning_biaskd.training.batches import labelled
 from lightning_biaskd.training.checks import check_labels, check_teacher
 from lightning_biaskd.training.distillation import DistillationModule
@@ -128,6 +129,7 @@ class _Auditor(TeacherPass):
     def __init__(self, module: DistillationModule, num_classes: int | None) -> None:
         super().__init__(module, num_classes)
         self.automatic_optimization = False
+        self.ignore_index = module.ignore_index
         self.space = module.bias.space if isinstance(module.bias, BiasStrategy) else "probs"
         self.temperatures = sorted(
             {float(term.temperature) for term, _ in module.distiller.terms() if term.reads == "logits"}
@@ -142,12 +144,15 @@ class _Auditor(TeacherPass):
         image, target = labelled(batch, batch_idx)[:2]
         logits = self.teacher(image).logits
         # copies on the CPU, so that the values of every batch are checked
-        check_labels(target.cpu(), logits, self.num_classes or logits.shape[1], batch_idx, "the teacher")
+        logits = resized(logits, target.shape[1:])
+        classes = self.num_classes or logits.shape[1]
+        check_labels(target.cpu(), logits, classes, batch_idx, "the teacher", self.ignore_index)
         check_teacher(logits.cpu(), logits, batch_idx)
         own = self._own(len(target), batch_idx).to(target.device)
         logits, target = logits[own], target[own]
         if self.trust is not None:
             self.trust.count(image, own, logits, target)
+        _, logits, target = known_rows(logits, logits, target, self.ignore_index)
         self.meters.update("bias", lambda: BiasRate(logits.shape[1]), logits, target)
         self.meters.update("confidence", _Confidence, logits, target)
         self.meters.update("calibration", lambda: CalibrationError(logits.shape[1]), logits, target)

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.bias.partition import partition
+from lightning_biaskd.bias.rows import known_rows
 from lightning_biaskd.bias.strategy import BiasStrategy
 from lightning_biaskd.metrics import BiasRate, ClassMeans
 from lightning_biaskd.metrics.meters import Meters
+from lightning_biaskd.networks.named_inputs import Input
+from lightning_biaskd.networks.outputs import resized
 from lightning_biaskd.networks.trace import evaluating
 from lightning_biaskd.training.distillation import DistillationModule
 
@@ -33,17 +36,18 @@ class ClassTrust(nn.Module):
         self.bias = copy.deepcopy(cast("BiasStrategy", module.bias))
         self.bias.gamma.fill_(1.0)
 
-    def count(self, image: Tensor, own: Tensor, teacher: Tensor, target: Tensor) -> None:
+    def count(self, image: Input, own: Tensor, teacher: Tensor, target: Tensor) -> None:
         """Adds a batch.
 
         Args:
-            image: (B, …).
-            own: (B,) bool, the rows that count.
-            teacher: logits (n, C) of these rows.
-            target: (n,) labels of these rows.
+            image: (B, …), or named tensors.
+            own: (B,) bool, the images that count.
+            teacher: logits (n, C, …) of these images.
+            target: (n, …) labels of these images.
         """
         with evaluating(self.distillation.student):
-            student = self.distillation.outputs_of(image).logits[own]
+            student = resized(self.distillation.outputs_of(image).logits[own], target.shape[1:])
+        student, teacher, target = known_rows(student, teacher, target, self.distillation.ignore_index)
         classes = teacher.shape[1]
         if self.bias.running is None:
             bounds = [self.bias.trust_in(student, teacher, target)]

@@ -202,15 +202,15 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
         check_student(self.model, stage, str(self.trainer.precision))
         datamodule = getattr(self.trainer, "datamodule", None)
         self.num_classes = getattr(datamodule, "num_classes", None)
-        if self.ignore_index is None:
-            self.ignore_index = getattr(datamodule, "ignore_index", None)
         self.connect_data(datamodule)
         spread = self.device_mesh is not None  # by FSDP, which takes contiguous weights alone
         if self.channels_last and not spread and any(parameter.ndim == 4 for parameter in self.model.parameters()):
             self.model.to(memory_format=torch.channels_last)
 
     def connect_data(self, datamodule: object) -> None:
-        """Tells every conversion how images are normalised, by ``data_input`` or as the data module says."""
+        """Takes from the data module how images are normalised and which label counts nowhere, where nothing is set."""
+        if self.ignore_index is None:
+            self.ignore_index = getattr(datamodule, "ignore_index", None)
         given = self._data_input or InputSpec.of_data(datamodule)
         if given is not None:
             self.connect_inputs(given)

@@ -235,9 +235,12 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self.distillation.ignore_index = self.ignore_index
         if self.teacher.as_built and self.teacher.convert is None and self.data_input is not None:
             warn_of_pretrained(self.teacher.model, self.data_input)
+
+    def connect_data(self, datamodule: object) -> None:
+        super().connect_data(datamodule)
+        self.distillation.ignore_index = self.ignore_index
 
     def parts_to_compile(self) -> list[nn.Module]:
         """The student and the loss; the teacher compiles itself."""
