@@ -10,6 +10,22 @@ from lightning_biaskd.compare.statistics import Difference, paired_difference
 from lightning_biaskd.compare.table import interval
 
 BASELINES = ("alone", "plain")
+RECOMMENDED = "run, swap, 1 + ½"
+"""The form of configs/bias/recommended.yaml."""
+TITLES = {
+    "alone": "the student alone",
+    "plain": "plain KD, ½ + ½",
+    "plain, 1 + ½": "plain KD, 1 + ½",
+    "paper": "the paper's form, `bias/paper.yaml`",
+    RECOMMENDED: "**recommended, `bias/recommended.yaml`**",
+}
+PARTS = {
+    "run, 1 + ½": "no correction",
+    "run, drop, 1 + ½": "elimination in place of correction",
+    "run, revise, 1 + ½": "another correction",
+    "run, swap, γ, 1 + ½": "with γ from 0 to 1",
+    "plain, 1 + ½": "neither trust nor correction",
+}
 
 
 def _settings() -> list[str]:
@@ -47,33 +63,79 @@ def by_setting() -> str:
     return markdown(["top-1 on test images [%]", *_settings()], rows)
 
 
+def _margins(form: str, column: str) -> dict[str, Difference]:
+    """By setting, of those in which the form was run."""
+    return {name: margin(name, form, column) for name in _settings() if _of(name, form)}
+
+
 def worst(column: str) -> str:
-    """For each form, its margin over the better baseline in every setting, and the smallest."""
+    """For each form, its margin over the better baseline in every setting, and the smallest of trusted labels."""
     rows = []
     for form in _forms():
-        margins = [margin(name, form, column) for name in _settings()]
-        least = min(margins, key=lambda found: found.mean)
-        rows.append([f"`{form}`", *map(interval, margins), f"**{interval(least)}**"])
-    return markdown(["form − max(alone, plain KD) [points]", *_settings(), "worst case"], rows)
+        margins = _margins(form, column)
+        told = [interval(margins[name]) if name in margins else "–" for name in _settings()]
+        trusted = [found for name, found in margins.items() if name != "noise"]
+        least = min(trusted, key=lambda found: found.mean)
+        complete = len(trusted) == len(_settings()) - ("noise" in _settings())
+        rows.append([f"`{form}`", *told, f"**{interval(least)}**" if complete else "–"])
+    return markdown(["form − max(alone, plain KD) [points]", *_settings(), "worst case but `noise`"], rows)
+
+
+def headline() -> str:
+    """The recommended form, plain KD, the student alone and the paper's form in every setting."""
+    settings = [runs("photos", setting=name) for name in _settings()]
+    rows = [
+        ["the teacher", *(mean(by_seed(found, "teacher_acc1")) for found in settings)],
+        ["its training views that it gets wrong [%]", *(mean(by_seed(found, "wrong_rate")) for found in settings)],
+    ]
+    for form, title in TITLES.items():
+        rows.append([title, *(spread(by_seed(_of(name, form), "acc1_last")) for name in _settings())])
+    margins = _margins(RECOMMENDED, "acc1_last")
+    rows.append(["recommended − the better of alone and plain KD, 95 %", *(interval(margins[n]) for n in _settings())])
+    return markdown(["top-1 on test images [%]", *_settings()], rows)
+
+
+def ablation() -> str:
+    """How many points the recommended form is ahead of those that differ from it in one part."""
+    rows = []
+    for form, title in PARTS.items():
+        cells = []
+        for name in _settings():
+            recommended, other = (by_seed(_of(name, which), "acc1_last") for which in (RECOMMENDED, form))
+            cells.append(interval(paired_difference(recommended, other)) if other else "–")
+        rows.append([f"{title}: `{form}`", *cells])
+    return markdown(["recommended − the form [points]", *_settings()], rows)
 
 
 def _beyond() -> str:
     """In how many runs the student ends ahead of its teacher, by setting."""
     told = []
     for name in _settings():
-        found = [run for run in runs("photos", setting=name) if run["form"] != "alone"]
-        most = max(100 * (float(run["acc1_last"]) - float(run["teacher_acc1"])) for run in found)
-        told.append(f"- {name}: {ahead(found)} distilled students{f', by up to {most:.1f} points' if most > 0 else ''}")
+        for form, title in ((RECOMMENDED, "recommended"), ("plain", "plain KD")):
+            found = _of(name, form)
+            most = max(100 * (float(run["acc1_last"]) - float(run["teacher_acc1"])) for run in found)
+            by = f", by up to {most:.1f} points" if most > 0 else ""
+            told.append(f"- {name}, {title}: {ahead(found)}{by}")
     return "\n".join(told)
+
+
+def _least() -> str:
+    """The smallest margin of the recommended form where labels can be trusted."""
+    margins = _margins(RECOMMENDED, "acc1_last")
+    return f"{min(found.mean for name, found in margins.items() if name != 'noise'):+.1f}".replace("-", "−")
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "photos": by_setting,
+    "photos headline": headline,
     "photos worst, validation": lambda: worst("val_acc1_last"),
     "photos worst, test": lambda: worst("acc1_last"),
+    "photos ablation": ablation,
     "photos beyond": _beyond,
 }
 FIGURES: dict[str, Callable[[], str]] = {
-    "photos seeds": lambda: str(len({run["seed"] for run in runs("photos")})),
     "photos runs": lambda: str(len(runs("photos"))),
+    "photos least": _least,
+    "photos noise": lambda: f"{-_margins(RECOMMENDED, 'acc1_last')['noise'].mean:.1f}",
+    "photos foreign": lambda: f"{_margins(RECOMMENDED, 'acc1_last')['foreign'].mean:+.1f}".replace("-", "−"),
 }

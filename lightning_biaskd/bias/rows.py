@@ -130,7 +130,7 @@ def row_losses(term: Distiller, rows: Rows, corrected: Tensor | None, keep: Tens
         return term(rows.student, teacher, rows.target, keep)
     if term.dense is None:
         raise UserError(
-            f"{type(term).__name__} compares images with each other or reads their embedding, so it has no loss for a "
+            f"{type(term).__name__} compares images, or reads their embedding or their index, so it has no loss for a "
             "pixel: choose KD, CWD or another method that takes samples one by one"
         )
     student, maps = rows.maps

@@ -20,7 +20,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.outputs import Outputs
 
 Normalize = Literal["group", "batch"]
-Balance = Literal["complement", "ramp"]
+Balance = Literal["complement", "ramp", "equal"]
 Features = Literal["drop", "keep"]
 Trust = Literal["student", "wsld", "bounded", "run", "class"]
 _TRUST = {"student": trust_forms.student, "wsld": trust_forms.wsld, "bounded": trust_forms.bounded}
@@ -35,7 +35,8 @@ class BiasStrategy(nn.Module):
 
     .. math:: L = a \sum_{i\ \mathrm{right}} \frac{\ell_i}{n_r} + b \sum_{i\ \mathrm{wrong}} \frac{\ell_i}{n_w}
 
-    * ``balance``: ``"complement"`` (paper) is :math:`(a, b) = (1 - \gamma, \gamma)`, ``"ramp"`` is :math:`(1, \gamma)`.
+    * ``balance``: ``"complement"`` (paper) is :math:`(a, b) = (1 - \gamma, \gamma)`, ``"ramp"`` is
+      :math:`(1, \gamma)`, and ``"equal"`` is (1, 1), whatever γ.
     * ``normalize``: ``"group"`` (paper) divides by the number of right and of wrong samples, ``"batch"`` divides both
       by the size of the batch. All three count the global batch: under DDP they are summed over the ranks, so that
       N processes train as one on the joined batch. Where a batch holds several views of an image, each counts as a
@@ -51,7 +52,7 @@ class BiasStrategy(nn.Module):
         mode: how wrong answers are corrected, see :func:`~lightning_biaskd.bias.rectify`; ``"none"`` distils the
             bias unchanged, ``"drop"`` eliminates it (:math:`b = 0`).
         normalize: ``"group"`` or ``"batch"``.
-        balance: ``"complement"`` or ``"ramp"``.
+        balance: ``"complement"``, ``"ramp"`` or ``"equal"``.
         space: ``"probs"`` or ``"logits"``, see :func:`~lightning_biaskd.bias.rectify_logits`.
         features: ``"drop"`` eliminates the wrong samples of methods that read features, ``"keep"`` keeps them, as if
             there were no strategy.
@@ -225,7 +226,7 @@ class BiasStrategy(nn.Module):
         one = torch.ones_like(self.gamma)
         if term.reads != "logits":
             return one, one
-        return (1 - self.gamma if self.balance == "complement" else one), self.gamma
+        return (1 - self.gamma if self.balance == "complement" else one), one if self.balance == "equal" else self.gamma
 
     def uses_wrong(self, term: Distiller) -> bool:
         """Whether the wrong samples of a method are used, corrected or as they are; otherwise they are dropped."""

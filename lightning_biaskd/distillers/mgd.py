@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lightning_biaskd.distiller import Needs
+from lightning_biaskd.distiller import Dense, Needs
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, same_size
 from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
@@ -70,6 +70,11 @@ class MGD(FeatureDistiller):
         self.masked = masked
         self.connectors = nn.ModuleList()
         self.draws = Draws()
+
+    @property
+    def dense(self) -> Dense:
+        """Maps of segmentation networks too: one loss for each image."""
+        return "images"
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """Creates the convolutions."""

@@ -18,7 +18,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.networks.class_map import ClassMap
 from lightning_biaskd.networks.inputs import InputSpec, conversion, warn_of_pretrained
-from lightning_biaskd.networks.named_inputs import Input
+from lightning_biaskd.networks.named_inputs import Input, one_of
 from lightning_biaskd.networks.outputs import Outputs, resized, with_index, with_logits
 from lightning_biaskd.teachers.backends import Backend, Precision
 from lightning_biaskd.teachers.cache import TeacherCache
@@ -171,7 +171,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
         image, target = batch[:2]
         teacher = self.teacher_outputs_of(batch)
         student = self.outputs_of(image)
-        self.teacher.join(target.device)
+        self.teacher.join(one_of(image).device)
         if not target.is_floating_point():  # a step refuses mixed labels
             self.check_batch(batch_idx, target, student.logits)
             check_teacher(teacher.logits, student.logits, batch_idx)
@@ -201,7 +201,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
             What callbacks find in the ``outputs`` of ``on_validation_batch_end``, see :meth:`callback_outputs`.
         """
         teacher, student = self.teacher_outputs_of(batch), self.outputs_of(batch[0])
-        self.teacher.join(batch[1].device)
+        self.teacher.join(one_of(batch[0]).device)
         teacher, student = (with_logits(x, resized(x.logits, batch[1].shape[1:])) for x in (teacher, student))
         self.check_batch(batch_idx, batch[1], student.logits)
         check_teacher(teacher.logits, student.logits, batch_idx)

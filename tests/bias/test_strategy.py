@@ -77,6 +77,15 @@ def test_ramp_keeps_right_knowledge_at_full_weight(gamma):
     torch.testing.assert_close(loss.total, loss.right + gamma * loss.rectified)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_equal_weights_are_those_of_ramp_at_full_gamma(gamma):
+    student, teacher, target = batch()
+    bias, ramp = (BiasStrategy("swap", balance=balance).double() for balance in ("equal", "ramp"))
+    bias.gamma.fill_(gamma)
+    ramp.gamma.fill_(1.0)
+    torch.testing.assert_close(bias(KD(), student, teacher, target).total, ramp(KD(), student, teacher, target).total)
+
+
 def test_at_full_gamma_ramp_by_batch_is_the_mean_over_all_samples():
     student, teacher, target = batch()
     bias = BiasStrategy("none", normalize="batch", balance="ramp").double()

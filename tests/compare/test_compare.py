@@ -347,7 +347,9 @@ def test_two_schedulers_share_a_folder_and_one_of_them_is_killed(capsys):
     found = results()
     assert set(found) == {("none", 0), ("swap", 0)}
     assert [list(map(int, result["validation"])) for result in found.values()] == [list(range(1, epochs + 1))] * 2
-    assert logged("bias=none") == logged("bias=swap")  # each epoch once
+    # each epoch once; the training row of an epoch is lost by a kill between its checkpoint and its end
+    killed, whole = ([line for line in logged(f"bias={name}") if line[2][2]] for name in ("none", "swap"))
+    assert killed == whole
     capsys.readouterr()
     assert compare("--list") == 0
     assert not capsys.readouterr().out
