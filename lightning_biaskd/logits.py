@@ -1,4 +1,4 @@
-"""Operations on logits that several methods share."""
+"""Operations on logits, or on embeddings, that several methods share."""
 
 from __future__ import annotations
 
@@ -59,3 +59,37 @@ def split_label(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     rest = without_label(logits, target)
     return torch.cat([logits.gather(1, target.unsqueeze(1)), rest.logsumexp(1, keepdim=True)], dim=1), rest
+
+
+def kept_rows(x: Tensor, keep: Tensor | None) -> Tensor:
+    """``keep`` (B,) as a mask (B, 1) of x (B, …); all samples if it is ``None``."""
+    return torch.ones_like(x[:, :1], dtype=torch.bool) if keep is None else keep.unsqueeze(1)
+
+
+def centred(x: Tensor, used: Tensor, dim: int = 0) -> Tensor:
+    """Values (B, D) minus the mean of the used ones along ``dim``; 0 where they are not used.
+
+    Args:
+        x: (B, D).
+        used: (B, 1) bool.
+        dim: 0 for the mean over the samples, 1 for the mean of each sample.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [3.0], [100.0]])
+        >>> centred(x, torch.tensor([[True], [True], [False]])).T
+        tensor([[-1.,  1.,  0.]])
+    """
+    count = used.expand_as(x).sum(dim, keepdim=True).clamp_min(1)
+    return torch.where(used, x - torch.where(used, x, 0).sum(dim, keepdim=True) / count, 0)
+
+
+def standardised(x: Tensor, used: Tensor, eps: float) -> Tensor:
+    r""":math:`(x - \mu_d) / \sqrt{\sigma_d^2 + \epsilon}` by mean and biased variance of the used samples; 0 elsewhere.
+
+    Args:
+        x: (B, D).
+        used: (B, 1) bool.
+        eps: :math:`\epsilon`.
+    """
+    deviation = centred(x, used)
+    return deviation / (deviation.square().sum(0) / used.sum().clamp_min(1) + eps).sqrt()

@@ -185,3 +185,18 @@ def test_tokens_are_rows_and_the_padding_counts_nowhere(trainer):
     right = (module.eval()(inputs).argmax(1) == batch["labels"])[known]
     assert run.callback_metrics["val/acc1"].item() == pytest.approx(right.float().mean().item(), abs=1e-6)
     assert right.float().mean() > 0.9
+
+
+@pytest.mark.parametrize("backend", ["plain", "fast"])
+def test_token_numbers_without_a_name_stay_integers(backend):
+    readers = [nn.Sequential(nn.Embedding(VOCABULARY, 4), nn.Flatten(), nn.Linear(24, 2)) for _ in range(2)]
+    module = DistillationModule(*readers, KD(), teacher_backend=backend)
+    ids = collate(REVIEWS[:4])["input_ids"]
+    torch.testing.assert_close(module.teacher(ids).logits, readers[1](ids))
+
+
+def test_onnx_runtime_takes_no_named_inputs():
+    module = DistillationModule(reader(8), reader(16), teacher_backend="onnxruntime")
+    batch = collate(REVIEWS[:4])
+    with pytest.raises(UserError, match="takes images, not named tensors"):
+        module.teacher({name: batch[name] for name in ("input_ids", "attention_mask")})

@@ -1,17 +1,25 @@
 """Labels at each pixel: data, scores, and training on them."""
 
+import csv
+import json
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchmetrics
+import yaml
 from PIL import Image
+from processes import spawn
 from torch import nn
 
 from lightning_biaskd import BiasStrategy, ClassificationModule, DistillationModule, UserError
+from lightning_biaskd.__main__ import main
 from lightning_biaskd.audit import audit
-from lightning_biaskd.callbacks import BiasMonitor
+from lightning_biaskd.callbacks import BiasMonitor, ResultTable
 from lightning_biaskd.data import SegmentationFolderDataModule
 from lightning_biaskd.data.augment import scale_and_crop
 from lightning_biaskd.distillers import CWD, KD
@@ -282,3 +290,72 @@ def test_an_exported_student_gives_the_same_map(tmp_path):
     image = torch.randn(3, 3, *SIZE)
     (found,) = session.run(None, {"image": image.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), network(image), atol=1e-5, rtol=1e-4)
+
+
+def test_a_comparison_chooses_by_mean_iou(tmp_path, monkeypatch):
+    camvid(tmp_path / "scenes")
+    monkeypatch.chdir(tmp_path)
+    unet = {"class_path": "lightning_biaskd.models.UNet", "init_args": {"num_classes": 3, "widths": [4, 8]}}
+    init_args = {"student": unet, "teacher": unet}
+    data = {"root": "scenes", "batch_size": 2, "classes": CLASSES, "size": list(SIZE)}
+    run = {
+        "data": {"class_path": "SegmentationFolderDataModule", "init_args": data},
+        "model": {"class_path": "DistillationModule", "init_args": init_args},
+        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+    }
+    Path("run.yaml").write_text(yaml.safe_dump(run))
+    matrix = {"base": ["run.yaml"], "axes": {"bias": {"none": "configs/bias/none.yaml"}}, "seeds": [0]}
+    Path("matrix.yaml").write_text(yaml.safe_dump(matrix))
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "-c", "matrix.yaml", "--output", "out"])
+    assert not ended.value.code
+    (row,) = csv.DictReader(Path("out/results.csv").read_text().splitlines())
+    (path,) = Path("out").rglob("result.json")
+    found = json.loads(path.read_text())
+    assert float(row["miou_last"]) == found["last"]["miou"]
+    assert float(row["teacher_miou"]) == found["last"]["teacher_miou"]
+    assert float(row["val_miou_last"]) == list(found["validation"].values())[-1]
+    assert "acc1_last" not in row
+    (metrics,) = Path("out").rglob("metrics.csv")
+    logged = [line["val/miou"] for line in csv.DictReader(metrics.read_text().splitlines()) if line["val/miou"]]
+    assert [float(value) for value in logged] == list(found["validation"].values())
+
+
+def test_the_table_shows_pixels_and_mean_iou(tmp_path, trainer, capsys):
+    data = camvid(tmp_path)
+    module = DistillationModule(UNet(3, (4, 8)), UNet(3, (4, 8)))
+    (tested,) = trainer(callbacks=[ResultTable()]).test(module, data, verbose=False)
+    cells = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    lines = {name.strip(): numbers for _, name, *numbers in cells}
+    assert float(lines["mean IoU [%]"][0]) == pytest.approx(100 * tested["test/miou"], abs=0.006)
+    assert float(lines["mean IoU [%]"][1]) == pytest.approx(100 * tested["test/teacher_miou"], abs=0.006)
+    assert {"pixel accuracy [%]", "mean IoU near boundaries [%]", "pixels only it gets right"} <= lines.keys()
+
+
+def test_a_teacher_that_ends_in_a_softmax_is_told(tmp_path, trainer):
+    teacher = nn.Sequential(UNet(3, (4, 8)), nn.Softmax(1))
+    with pytest.warns(match="look like probabilities"):
+        trainer().test(DistillationModule(UNet(3, (4, 8)), teacher), camvid(tmp_path), verbose=False)
+
+
+def _a_rank(rank, folder):
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    torch.save(_gradient(slice(2 * rank, 2 * rank + 2)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _gradient(own):
+    torch.manual_seed(0)
+    image, target = torch.randn(4, 3, *SIZE, dtype=torch.float64), torch.randint(3, (4, *SIZE))
+    target[:2, 2:] = 255  # the first rank has few labels
+    module = ClassificationModule(nn.Conv2d(3, 3, 1).double(), ignore_index=255)
+    module.losses((image[own], target[own]), 0).loss.backward()
+    return module.model.weight.grad
+
+
+def test_a_student_alone_on_two_ranks_with_unequal_labels_is_one(tmp_path):
+    spawn(_a_rank, (str(tmp_path),), 2)
+    both = sum(torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)) / 2  # as DDP averages
+    torch.testing.assert_close(both, _gradient(slice(None)), rtol=1e-12, atol=1e-12)

@@ -45,6 +45,19 @@ class Rows(NamedTuple):
         return (right, ~right) if self.known is None else (right & self.known, ~right & self.known)
 
 
+def check_same_classes(teacher: Tensor, student: Tensor) -> None:
+    """Both networks must give logits (B, C, …) of the same classes.
+
+    Raises:
+        UserError: they do not.
+    """
+    if teacher.shape[1] != student.shape[1]:
+        raise UserError(
+            f"the teacher gives {teacher.shape[1]} classes and the student {student.shape[1]}: both must be built for "
+            "the same classes, or teacher_classes say which output stands for which"
+        )
+
+
 def on_one_grid(student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Outputs, Tensor]:
     """The teacher's logits and the labels on the student's grid.
 
@@ -54,11 +67,7 @@ def on_one_grid(student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Out
         UserError: outputs that can't be brought together, or labels that don't fit them.
     """
     z_s, z_t = student.logits, teacher.logits
-    if z_s.shape[1] != z_t.shape[1]:
-        raise UserError(
-            f"the teacher gives {z_t.shape[1]} classes and the student {z_s.shape[1]}: both must be built for the same "
-            "classes, or teacher_classes say which output stands for which"
-        )
+    check_same_classes(z_t, z_s)
     if target.is_floating_point() or target.ndim != z_s.ndim - 1:
         _refuse_labels(z_s, target)
     if z_t.shape != z_s.shape and z_t.ndim == z_s.ndim:

@@ -28,7 +28,7 @@ _CONTENT: dict[str, Any] = {
 
 def score(result: dict[str, Any]) -> str:
     """The name of the score by which runs are compared: mean IoU of maps, and otherwise top-1 accuracy."""
-    return "miou" if "miou" in result["last"] else "acc1"
+    return str(result.get("score", "acc1"))
 
 
 class BusyError(Exception):
@@ -58,7 +58,7 @@ def _problem(found: Any) -> str | None:
     for name, kind in _CONTENT.items():
         if name not in found or not isinstance(found[name], kind):
             return f"{name!r} is missing or wrong"
-    scores = [found["last"].get("acc1"), *found["validation"].values()]
+    scores = [found["last"].get(score(found)), *found["validation"].values()]
     if not all(isinstance(value, _NUMBER) for value in scores) or not all(map(str.isdigit, found["validation"])):
         return "an accuracy is missing or wrong"
     return None

@@ -125,7 +125,7 @@ def execute(task: Task, progress: Callable[[float], None]) -> None:
     if trainer.world_size > 1:
         raise UserError("a run of a matrix has one device: leave trainer.devices out, and give compare several jobs")
     history, clock = History(), Clock(progress)
-    name = "acc1" if getattr(data, "ignore_index", None) is None else "miou"  # of maps
+    name = getattr(data, "score", "acc1")
     best = ModelCheckpoint(
         task.folder / "checkpoints", "best", monitor=f"val/{name}", mode="max", enable_version_counter=False
     )
@@ -143,6 +143,7 @@ def execute(task: Task, progress: Callable[[float], None]) -> None:
     if trainer.interrupted:
         raise UserError("interrupted")
     trained = {
+        "score": name,
         "epochs": len(history.epochs),
         "validation": dict(zip(*history.curve(f"val/{name}"), strict=True)),
         "teacher_validation": next(reversed(history.curve(f"val/teacher_{name}")[1]), None),

@@ -60,7 +60,7 @@ class SegmentationFolderDataModule(InMemoryDataModule):
         label_values: the value in a map that stands for each class; ``None`` for 0 to C - 1. Pixels with any other
             value have no label.
         size: height and width in pixels.
-        scale: the smallest and the largest factor of random scaling; ``null`` for neither scaling nor shifting.
+        scale: the smallest and the largest factor of random scaling; ``None`` for neither scaling nor shifting.
         flip: whether to mirror at random.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
@@ -69,6 +69,7 @@ class SegmentationFolderDataModule(InMemoryDataModule):
 
     Attributes:
         ignore_index: 255, the label of pixels that count nowhere. Modules read it.
+        score: the metric by which ``biaskd compare`` chooses.
 
     Raises:
         UserError: folders, lists or maps that are missing, a map of another size than its image, or a part without
@@ -76,6 +77,7 @@ class SegmentationFolderDataModule(InMemoryDataModule):
     """
 
     ignore_index = UNLABELLED
+    score = "miou"
     image_size: tuple[int, int]  # type: ignore[assignment]  # other data are square
 
     def __init__(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_biaskd.distiller import Dense, Distiller, Needs
+from lightning_biaskd.logits import centred, kept_rows
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-8
@@ -15,13 +16,9 @@ def _one_minus_pearson(x: Tensor, y: Tensor, dim: int, keep: Tensor | None = Non
     With centred vectors :math:`a, b` scaled to length 1 it is :math:`1 - \rho = \frac12 \sum_i (a_i - b_i)^2`. The
     authors' code divides by :math:`|a||b| + 10^{-8}`; ``share`` accounts for that.
     """
-    used = torch.ones_like(x, dtype=torch.bool) if keep is None else keep.unsqueeze(1).expand_as(x)
-    count = used.sum(dim, keepdim=True).clamp_min(1)
-
-    def centred(values: Tensor) -> Tensor:
-        return torch.where(used, values - torch.where(used, values, 0).sum(dim, keepdim=True) / count, 0)
-
-    a, b = centred(x), centred(y)
+    used = kept_rows(x, keep)
+    count = used.expand_as(x).sum(dim, keepdim=True).clamp_min(1)
+    a, b = centred(x, used, dim), centred(y, used, dim)
     length_a, length_b = a.norm(dim=dim, keepdim=True), b.norm(dim=dim, keepdim=True)
     share = length_a * length_b / (length_a * length_b + _EPS)
     floor = torch.finfo(x.dtype).tiny ** 0.5

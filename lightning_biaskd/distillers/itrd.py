@@ -9,6 +9,7 @@ from lightning_biaskd.distiller import Needs
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller, embeddings, full_matmul, unit
 from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
+from lightning_biaskd.logits import centred, kept_rows
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
@@ -31,13 +32,10 @@ def correlation_loss(student: Tensor, teacher: Tensor, alpha: float, keep: Tenso
         >>> correlation_loss(embedding, 3 * embedding, alpha=1.0)
         tensor([-1., -1.])
     """
-    used, count = _used(student, keep)
-
-    def centred(x: Tensor) -> Tensor:
-        return torch.where(used, x - torch.where(used, x, 0).sum(0) / count.clamp_min(1), 0)
-
-    products = unit(centred(at_least_float32(student)), dim=0) * unit(centred(at_least_float32(teacher)), dim=0)
-    correlation = products.sum(0) * (count - 1) / count.clamp_min(1)
+    used = kept_rows(student, keep)
+    count = used.sum()
+    s, t = (unit(centred(at_least_float32(x), used), dim=0) for x in (student, teacher))
+    correlation = (s * t).sum(0) * (count - 1) / count.clamp_min(1)
     distance = (correlation - 1).square().pow(alpha).sum()
     return torch.where(used.squeeze(1), distance.where(count > 1, 1).log2(), 0)
 
@@ -59,16 +57,11 @@ def mutual_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) ->
         >>> mutual_loss(torch.ones(2, 1), torch.eye(2))
         tensor([0.5000, 0.5000])
     """
-    used, count = _used(student, keep)
+    used = kept_rows(student, keep)
     s, t = (torch.where(used, unit(at_least_float32(x)), 0) for x in (student, teacher))
     own, joint = full_matmul(s, s.T), full_matmul(s, s.T) * full_matmul(t, t.T)
     own, joint = (gram / gram.diagonal().sum().clamp_min(1e-12) for gram in (own, joint))
-    return count * (own.square() - joint.square()).sum(1)
-
-
-def _used(x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    used = torch.ones_like(x[:, :1], dtype=torch.bool) if keep is None else keep.unsqueeze(1)
-    return used, used.sum()
+    return used.sum() * (own.square() - joint.square()).sum(1)
 
 
 class ITRD(FeatureDistiller):

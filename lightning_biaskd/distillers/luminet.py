@@ -1,10 +1,9 @@
 """Distillation of logits that are standardised over the batch."""
 
-import torch
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller, Needs
-from lightning_biaskd.logits import kl_divergence
+from lightning_biaskd.logits import kept_rows, kl_divergence, standardised
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-5
@@ -26,10 +25,7 @@ def perception(logits: Tensor, keep: Tensor | None = None) -> Tensor:
                 [-1.0000,  0.0000]])
     """
     z = at_least_float32(logits)
-    used = torch.ones_like(z[:, :1], dtype=torch.bool) if keep is None else keep.unsqueeze(1)
-    count = used.sum().clamp_min(1)
-    centred = torch.where(used, z - torch.where(used, z, 0).sum(0) / count, 0)
-    return centred / (centred.square().sum(0) / count + _EPS).sqrt()
+    return standardised(z, kept_rows(z, keep), _EPS)
 
 
 def luminet_loss(

@@ -9,6 +9,7 @@ from lightning_biaskd.distiller import Needs
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.features.base import FeatureDistiller, embeddings
 from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
+from lightning_biaskd.logits import kept_rows, standardised
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 _EPS = 1e-4
@@ -32,15 +33,9 @@ def srd_loss(student: Tensor, teacher: Tensor, exponent: float, keep: Tensor | N
         tensor([2.0793, 2.0793])
     """
     student, teacher = at_least_float32(student), at_least_float32(teacher)
-    used = torch.ones_like(student[:, :1], dtype=torch.bool) if keep is None else keep.unsqueeze(1)
-    count = used.sum()
-
-    def normalised(x: Tensor) -> Tensor:
-        centred = torch.where(used, x - torch.where(used, x, 0).sum(0) / count.clamp_min(1), 0)
-        return centred / (centred.square().sum(0) / count.clamp_min(1) + _EPS).sqrt()
-
-    distance = (normalised(student) - normalised(teacher)).abs().pow(exponent).sum()
-    loss = distance.clamp_min(torch.finfo(distance.dtype).tiny).where(count > 1, 1).log()
+    used = kept_rows(student, keep)
+    distance = (standardised(student, used, _EPS) - standardised(teacher, used, _EPS)).abs().pow(exponent).sum()
+    loss = distance.clamp_min(torch.finfo(distance.dtype).tiny).where(used.sum() > 1, 1).log()
     return torch.where(used.squeeze(1), loss, 0)
 
 

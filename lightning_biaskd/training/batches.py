@@ -36,16 +36,15 @@ def labelled(batch: Any, batch_idx: int, mixed: bool = False) -> Sequence[Any]:
     """
     if isinstance(batch, Mapping) and (name := next((name for name in _LABELS if name in batch), None)):
         batch = batch, batch[name]
-    if not isinstance(batch, Sequence) or len(batch) < 2 or not isinstance(batch[1], Tensor):
+    pair = isinstance(batch, Sequence) and len(batch) >= 2 and isinstance(batch[1], Tensor)
+    if not pair or not isinstance(batch[0], Tensor | Mapping):
         raise UserError(f"a batch is {_described(batch)}: let the loader give (image, target, …), by its collate_fn")
     if isinstance(batch[0], Mapping):
-        batch = _inputs(batch[0]), *batch[1:]
+        batch = inputs_of(batch[0]), *batch[1:]
     given: Sequence[Any] = batch
     image, target = given[:2]
     if isinstance(image, Tensor):
         check_images(image, batch_idx, ours=isinstance(given, Batch))
-    elif not isinstance(image, Mapping):
-        raise UserError(f"a batch is {_described(batch)}: let the loader give (image, target, …), by its collate_fn")
     size = len(one_of(image))
     if size != len(target):
         raise UserError(f"a batch holds {size} images and {len(target)} labels: give one label for each image")
@@ -68,14 +67,14 @@ def images_of(batch: Any, batch_idx: int) -> Input:
     """
     image = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
     if isinstance(image, Mapping):
-        return _inputs(image)
+        return inputs_of(image)
     if not isinstance(image, Tensor):
         raise UserError(f"a batch is {_described(batch)}: let the loader give images, or (image, …), by its collate_fn")
     check_images(image, batch_idx, ours=isinstance(batch, Batch))
     return image
 
 
-def _inputs(given: Mapping[str, Any]) -> dict[str, Tensor]:
+def inputs_of(given: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a mapping that a network takes, without labels.
 
     Raises:

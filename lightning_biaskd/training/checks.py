@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lightning_biaskd.bias.rows import check_same_classes
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distributed.ranks import world_size
 from lightning_biaskd.errors import UserError
@@ -56,11 +57,7 @@ def check_labels(
 
 def check_teacher(teacher: Tensor, student: Tensor, batch_idx: int) -> None:
     """The teacher's logits must be finite, and of as many classes as the student's."""
-    if teacher.shape[:2] != student.shape[:2]:
-        raise UserError(
-            f"the teacher gives {teacher.shape[1]} classes and the student {student.shape[1]}: both must be built for "
-            "the same classes, or teacher_classes say which output stands for which"
-        )
+    check_same_classes(teacher, student)
     if may_read(teacher, batch_idx) and not bool(teacher.isfinite().all()):
         raise UserError(
             f"the teacher's logits hold NaN or infinity in batch {batch_idx}: check its weights and the normalisation "

@@ -145,7 +145,7 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
         loss, known = self.cross_entropy(outputs.logits, target), None
         if self.ignore_index is not None:
             known = target != self.ignore_index
-            loss = loss * of_all_ranks(known)
+            loss = of_all_ranks(loss, known)
         logged = {"train/loss": loss, "train/loss_ce": loss, "train/acc1": accuracy(outputs.logits, target, known)}
         return Step(loss, {name: value.detach() for name, value in logged.items()}, outputs)
 

@@ -15,7 +15,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.inputs import InputSpec
 from lightning_biaskd.networks.named_inputs import Input
 from lightning_biaskd.randomness.state import unchanged_random_state
-from lightning_biaskd.training.batches import images_of
+from lightning_biaskd.training.batches import inputs_of
 from lightning_biaskd.training.step import Distillation
 
 _ENOUGH = 64
@@ -94,14 +94,15 @@ def some_images(trainer: Trainer) -> tuple[Input, int | None]:
     with unchanged_random_state():
         loader = trainer.fit_loop._data_source.dataloader()  # that given to fit, or the data module's, or the module's
         batch = hooks.on_after_batch_transfer(hooks.on_before_batch_transfer(_batch(loader), 0), 0)
-    if isinstance(batch, Mapping) or (isinstance(batch, list | tuple) and isinstance(batch[0], Mapping)):
-        return images_of(batch, 0), getattr(data, "num_samples", None)
-    if not isinstance(batch, list | tuple) or not isinstance(batch[0], Tensor):
+    given = batch[0] if isinstance(batch, list | tuple) else batch
+    if isinstance(given, Mapping):
+        given = inputs_of(given)
+    elif given is batch or not isinstance(given, Tensor):
         raise UserError(
             f"the training loader gives a {type(batch).__name__}: this method looks at some images before training, so "
             "it needs batches (image, target, …), or a call of rehearse(image) before fit"
         )
-    return batch[0], getattr(data, "num_samples", None)
+    return given, getattr(data, "num_samples", None)
 
 
 def _batch(loader: Any) -> Any:

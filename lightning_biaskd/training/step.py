@@ -231,14 +231,14 @@ def cross_entropy(
     return total / (target != ignore_index).sum().clamp_min(1)
 
 
-def of_all_ranks(known: Tensor) -> Tensor:
-    """The factor from the mean over this rank's known labels to its part of the mean over those of all ranks."""
-    own = known.sum()
+def of_all_ranks(loss: Tensor, known: Tensor) -> Tensor:
+    """From the mean over this rank's known labels, its part of the mean over those of all ranks, as DDP averages."""
     if world_size() == 1:
-        return torch.ones_like(own)
+        return loss
+    own = known.sum()
     total = own.clone()
     dist.all_reduce(total)
-    return own * world_size() / total.clamp_min(1)
+    return loss * (own * world_size() / total.clamp_min(1).to(loss.dtype))
 
 
 def accuracy(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:

@@ -76,16 +76,6 @@ def test_vkd_ignores_scale_and_shift_of_the_teacher():
     torch.testing.assert_close(vkd_loss(student, 7 * teacher + 3), vkd_loss(student, teacher), rtol=1e-4, atol=0)
 
 
-def test_itrd_of_kept_samples_is_itrd_of_them_alone():
-    student, teacher, target = batch()
-    keep = torch.tensor([True, True, False, True, False, True, True, False])
-    method = CONNECTOR_SETTINGS["ITRD"].distiller
-    losses = method(projected(student), projected(teacher), target, keep)
-    alone = method(projected(student[keep]), projected(teacher[keep]), target[keep])
-    torch.testing.assert_close(losses[keep], alone)
-    assert not losses[~keep].any()
-
-
 def test_a_dimension_without_variance_is_uncorrelated():
     student, teacher, _ = batch()
     teacher[:, 2] = 0.7

@@ -9,7 +9,7 @@ from logit_settings import indexed
 from properties import batch
 
 from lightning_biaskd import Outputs, UserError
-from lightning_biaskd.distillers import ABKD, OFA, LumiNet, TeKAP, abkd_loss, kd_loss, luminet_loss, ofa_loss
+from lightning_biaskd.distillers import ABKD, OFA, PLD, LumiNet, TeKAP, abkd_loss, kd_loss, luminet_loss, ofa_loss
 from lightning_biaskd.networks.outputs import with_index
 from lightning_biaskd.randomness.bits import normal, random_bits
 from lightning_biaskd.randomness.draws import Draws
@@ -28,10 +28,11 @@ def test_abkd_with_a_zero_is_the_limit(alpha, beta):
     torch.testing.assert_close(abkd_loss(student, teacher, alpha, beta, 2.0), near, rtol=1e-4, atol=0)
 
 
-def test_abkd_is_finite_where_a_teacher_excludes_a_class():
+@pytest.mark.parametrize("method", [ABKD(), PLD()])
+def test_it_is_finite_where_a_teacher_excludes_a_class(method):
     student = torch.randn(2, 4, requires_grad=True)
     teacher = torch.tensor([[0.0, 1.0, -torch.inf, 2.0], [0.0, 1.0, -1e30, 2.0]])
-    loss = ABKD()(Outputs(student), Outputs(teacher), torch.tensor([3, 2]))
+    loss = method(Outputs(student), Outputs(teacher), torch.tensor([3, 2]))
     (gradient,) = torch.autograd.grad(loss.sum(), student)
     assert loss.isfinite().all()
     assert gradient.isfinite().all()

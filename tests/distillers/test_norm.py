@@ -2,42 +2,18 @@
 
 import pytest
 import torch
+from deploying import IMAGE, fitted, networks
 from projector_settings import projected
 from properties import batch
-from tiny import CLASSES, TinyData, snapshot, unchanged
+from tiny import CLASSES, snapshot, unchanged
 from torch import nn
 
-from lightning_biaskd import KD, DistillationModule, Outputs, UserError, WeightedSum, load_weights
+from lightning_biaskd import DistillationModule, Outputs, UserError, load_weights
 from lightning_biaskd.distillers import NORM
-from lightning_biaskd.models import CIFARResNet
-
-IMAGE = torch.randn(5, 1, 8, 8)
-
-
-def networks(student=4, teacher=6):
-    return [CIFARResNet(8, CLASSES, 1, (w, w, w, w)) for w in (student, teacher)]
-
-
-def fitted(trainer, distiller=None):
-    fit = DistillationModule(*networks(), distiller or NORM(parts=2), bias=None, ce_weight=0.1, kd_weight=1.0)
-    run = trainer(max_epochs=2)
-    run.fit(fit, TinyData())
-    return fit.eval(), run
-
-
-@pytest.mark.parametrize("distiller", [NORM(parts=2), WeightedSum([(KD(), 1.0), (NORM(parts=2), 1.0)])])
-def test_the_deployed_network_is_what_was_evaluated(distiller, trainer):
-    fit, run = fitted(trainer, distiller)
-    deployed = fit.deployed().eval()
-    torch.testing.assert_close(deployed(IMAGE), fit(IMAGE))
-    assert not torch.allclose(deployed(IMAGE), fit.student(IMAGE))
-    right = [deployed(image).argmax(1) == target for image, target in TinyData().loader]
-    (result,) = run.test(fit, TinyData(), verbose=False)
-    assert result["test/acc1"] == pytest.approx(torch.cat(right).float().mean().item())
 
 
 def test_the_deployed_network_has_the_students_architecture(trainer):
-    fit, _ = fitted(trainer)
+    fit, _ = fitted(trainer, NORM(parts=2), 2, ce_weight=0.1)
     deployed = fit.deployed().eval()
     alone = networks()[0].eval()
     alone.load_state_dict(deployed.state_dict())
@@ -50,7 +26,7 @@ def test_the_deployed_network_has_the_students_architecture(trainer):
 
 
 def test_the_checkpoint_holds_the_layers(trainer, tmp_path):
-    fit, run = fitted(trainer)
+    fit, run = fitted(trainer, NORM(parts=2), 2, ce_weight=0.1)
     run.save_checkpoint(tmp_path / "run.ckpt")
     loaded = DistillationModule.load_from_checkpoint(
         tmp_path / "run.ckpt", student=networks()[0], teacher=networks()[1], distiller=NORM(parts=2), bias=None

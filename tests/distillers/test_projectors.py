@@ -206,10 +206,11 @@ def test_cat_kd_needs_linear_classifiers_that_read_the_average():
     assert leaf.bias.grad is None
 
 
-def test_srd_of_kept_samples_is_srd_of_them_alone():
+@pytest.mark.parametrize("name", ["SRD", "ITRD"])
+def test_a_loss_over_the_batch_of_kept_samples_is_that_of_them_alone(name):
     student, teacher, target = batch()
     keep = torch.tensor([True, True, False, True, False, True, True, False])
-    method = PROJECTOR_SETTINGS["SRD"].distiller
+    method = {**PROJECTOR_SETTINGS, **CONNECTOR_SETTINGS}[name].distiller
     losses = method(projected(student), projected(teacher), target, keep)
     alone = method(projected(student[keep]), projected(teacher[keep]), target[keep])
     torch.testing.assert_close(losses[keep], alone)

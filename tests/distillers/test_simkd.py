@@ -2,42 +2,19 @@
 
 import pytest
 import torch
+from deploying import IMAGE, fitted, networks
 from projector_settings import projected
 from properties import batch
-from tiny import CLASSES, TinyData, snapshot, unchanged
+from tiny import CLASSES, snapshot, unchanged
 from torch import nn
 
 from lightning_biaskd import KD, DistillationModule, FeatureTap, Outputs, UserError, WeightedSum, load_weights
 from lightning_biaskd.distillers import SimKD
 from lightning_biaskd.models import CIFARResNet, wrn_16_1
 
-IMAGE = torch.randn(5, 1, 8, 8)
-
-
-def networks(student=4, teacher=6):
-    return [CIFARResNet(8, CLASSES, 1, (w, w, w, w)) for w in (student, teacher)]
-
-
-def fitted(trainer, distiller=None, **kwargs):
-    fit = DistillationModule(*networks(), distiller or SimKD(), bias=None, ce_weight=0.0, kd_weight=1.0, **kwargs)
-    run = trainer()
-    run.fit(fit, TinyData())
-    return fit.eval(), run
-
-
-@pytest.mark.parametrize("distiller", [SimKD(), WeightedSum([(KD(), 1.0), (SimKD(), 1.0)])])
-def test_the_deployed_network_is_what_was_evaluated(distiller, trainer):
-    fit, run = fitted(trainer, distiller)
-    deployed = fit.deployed().eval()
-    torch.testing.assert_close(deployed(IMAGE), fit(IMAGE))
-    assert not torch.allclose(deployed(IMAGE), fit.student(IMAGE))
-    right = [deployed(image).argmax(1) == target for image, target in TinyData().loader]
-    (result,) = run.test(fit, TinyData(), verbose=False)
-    assert result["test/acc1"] == pytest.approx(torch.cat(right).float().mean().item())
-
 
 def test_it_is_one_network_of_its_own(trainer):
-    fit, _ = fitted(trainer)
+    fit, _ = fitted(trainer, SimKD(), ce_weight=0.0)
     deployed = fit.deployed().eval()
     assert isinstance(deployed, CIFARResNet)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in deployed.modules())
@@ -51,7 +28,7 @@ def test_it_is_one_network_of_its_own(trainer):
 
 
 def test_the_checkpoint_holds_the_teachers_classifier(trainer, tmp_path):
-    fit, run = fitted(trainer)
+    fit, run = fitted(trainer, SimKD(), ce_weight=0.0)
     run.save_checkpoint(tmp_path / "run.ckpt")
     loaded = DistillationModule.load_from_checkpoint(  # under another teacher
         tmp_path / "run.ckpt", student=networks()[0], teacher=networks()[1], distiller=SimKD(), bias=None
@@ -63,7 +40,7 @@ def test_the_checkpoint_holds_the_teachers_classifier(trainer, tmp_path):
 
 
 def test_neither_classifier_is_trained(trainer):
-    fit, run = fitted(trainer)
+    fit, run = fitted(trainer, SimKD(), ce_weight=0.0)
     optimised = {id(p) for group in run.optimizers[0].param_groups for p in group["params"]}
     classifier = fit.distiller.connectors[1][0]
     assert torch.equal(classifier.weight, fit.teacher.model.fc.weight)
