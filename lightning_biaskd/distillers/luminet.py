@@ -20,6 +20,7 @@ def perception(logits: Tensor, keep: Tensor | None = None) -> Tensor:
         (B, C), in float32 at least.
 
     Example:
+        >>> import torch
         >>> perception(torch.tensor([[3.0, 1.0], [1.0, 1.0]]))
         tensor([[ 1.0000,  0.0000],
                 [-1.0000,  0.0000]])
@@ -46,6 +47,7 @@ def luminet_loss(
     Example:
         The student's order of the two samples is the teacher's, then the opposite:
 
+        >>> import torch
         >>> student = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
         >>> luminet_loss(student, 5 * student, alpha=1.0, temperature=1.0).abs() < 1e-4
         tensor([True, True])
