@@ -24,6 +24,8 @@ class BiasLoss(NamedTuple):
         known: in the same shape, bool, the samples whose label isn't ``ignore_index``; ``None`` if all count.
         unit: what one sample adds to a mean over the known samples of all ranks, 1/N; times the number of ranks under
             DDP.
+        label_trust: mean over the wrong samples of the trust in their labels, detached; ``None`` if all labels are
+            trusted.
     """
 
     total: Tensor
@@ -33,6 +35,7 @@ class BiasLoss(NamedTuple):
     trust: Tensor | None = None
     known: Tensor | None = None
     unit: Tensor | None = None
+    label_trust: Tensor | None = None
 
     def mean_trust(self) -> Tensor:
         """Mean of ``trust`` over the known samples; 1 if no samples are weighed."""

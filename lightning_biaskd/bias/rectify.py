@@ -62,13 +62,33 @@ def check_revision(mode: Mode, space: Space, eta: float, lift_right: bool) -> No
         raise UserError("lift_right raises a probability: set space to probs")
 
 
-def _rectify(values: Tensor, target: Tensor, top: Tensor, right: Tensor, mode: Mode, eta: float) -> Tensor:
+def _moved(
+    v_y: Tensor, v_top: Tensor, mode: Mode, eta: float, amount: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """What :func:`_correct` gives, of which only an amount (B,) is done."""
+    new_y, new_top, others = _correct(v_y, v_top, mode, eta)
+    if amount is None:
+        return new_y, new_top, others
+    c = amount.to(v_y.dtype).unsqueeze(1)
+    return torch.lerp(v_y, new_y, c), torch.lerp(v_top, new_top, c), 1 + c * (others - 1)
+
+
+def _rectify(
+    values: Tensor, target: Tensor, top: Tensor, right: Tensor, mode: Mode, eta: float, amount: Tensor | None
+) -> Tensor:
     y = target.unsqueeze(1)
-    new_y, new_top, others = _correct(values.gather(1, y), values.gather(1, top), mode, eta)
+    new_y, new_top, others = _moved(values.gather(1, y), values.gather(1, top), mode, eta, amount)
     return torch.where(right.unsqueeze(1), values, (values * others).scatter(1, top, new_top).scatter(1, y, new_y))
 
 
-def rectify(probs: Tensor, target: Tensor, mode: Mode = "blend", eta: float = ETA, lift_right: bool = False) -> Tensor:
+def rectify(
+    probs: Tensor,
+    target: Tensor,
+    mode: Mode = "blend",
+    eta: float = ETA,
+    lift_right: bool = False,
+    amount: Tensor | None = None,
+) -> Tensor:
     r"""Corrects the wrong rows of a batch of distributions. Right rows are unchanged, unless lifted.
 
     With :math:`\hat y` the teacher's first class and :math:`s = p_y + p_{\hat y}`:
@@ -96,6 +116,8 @@ def rectify(probs: Tensor, target: Tensor, mode: Mode = "blend", eta: float = ET
         eta: :math:`\eta` of ``revise``, in (0, 1]: how far it trusts the teacher.
         lift_right: raise the label of right rows to :math:`\min(1, p_y + 1 - \eta)` and scale the other classes to the
             remaining mass. With ``revise`` this is the correction of MFT (arXiv 2506.15702).
+        amount: (B,) in [0, 1], :math:`c_i`: a wrong row becomes :math:`(1 - c_i)\,p + c_i\,p'`; ``None`` is 1 on every
+            row.
 
     Returns:
         (B, C) distributions.
@@ -110,10 +132,12 @@ def rectify(probs: Tensor, target: Tensor, mode: Mode = "blend", eta: float = ET
         tensor([[0.1500, 0.3000, 0.5000, 0.0500]])
         >>> rectify(p, torch.tensor([2]), "blend")
         tensor([[0.1970, 0.3000, 0.4530, 0.0500]])
+        >>> rectify(p, torch.tensor([2]), "swap", amount=torch.tensor([0.2]))
+        tensor([[0.4300, 0.3000, 0.2200, 0.0500]])
     """
     check_revision(mode, "probs", eta, lift_right)
     right = partition(probs, target)
-    rectified = _rectify(probs, target, probs.argmax(1, keepdim=True), right, mode, eta)
+    rectified = _rectify(probs, target, probs.argmax(1, keepdim=True), right, mode, eta, amount)
     if not lift_right:
         return rectified
     p_y = probs.gather(1, target.unsqueeze(1))
@@ -129,6 +153,7 @@ def rectify_logits(
     space: Space = "probs",
     eta: float = ETA,
     lift_right: bool = False,
+    amount: Tensor | None = None,
 ) -> Tensor:
     r"""Corrects the wrong rows of teacher logits, so that any distiller that reads logits can use them.
 
@@ -150,6 +175,7 @@ def rectify_logits(
         space: ``"probs"`` (the paper's figure 3) or ``"logits"`` (its scripts).
         eta: as in :func:`rectify`.
         lift_right: as in :func:`rectify`, at the temperature; ``space="probs"`` only.
+        amount: as in :func:`rectify`, of tempered probabilities or of logits, as the space says.
 
     Returns:
         (B, C) logits, in float32 at least; right rows unchanged, unless lifted.
@@ -166,11 +192,11 @@ def rectify_logits(
     z = at_least_float32(logits)
     y, top, right = target.unsqueeze(1), z.argmax(1, keepdim=True), partition(z, target)
     if space == "logits":
-        return _rectify(z, target, top, right, mode, eta)
+        return _rectify(z, target, top, right, mode, eta, amount)
     if space != "probs":
         raise UserError(f"unknown space {space!r}: choose probs or logits")
     log_p = F.log_softmax(z / temperature, dim=1)
-    p_y, p_top, others = _correct(log_p.gather(1, y).exp(), log_p.gather(1, top).exp(), mode, eta)
+    p_y, p_top, others = _moved(log_p.gather(1, y).exp(), log_p.gather(1, top).exp(), mode, eta, amount)
     scaled = z + temperature * (math.log(others) if isinstance(others, float) else others.log())
     shift = z.gather(1, top) - temperature * log_p.gather(1, top)
     floor = torch.finfo(z.dtype).tiny

@@ -1,4 +1,4 @@
-"""How much of the teacher each sample gets, by the running accuracies of teacher and student."""
+"""How far two sources are trusted against each other, by their running accuracies."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class RunningTrust(nn.Module):
     with :math:`A_T` and :math:`A_S` the accuracies of teacher and student on the last 3,000 training views, or on the
     last 200 views of the sample's class. So a student that has overtaken its teacher by :math:`\sigma / 2` is let go.
     Older samples fade: with b new ones, the weight of all before is multiplied by :math:`1 - b / 3000`.
+
+    The same rule weighs labels against the teacher where the two differ. Then the samples are those on which the
+    teacher is wrong, and the accuracies are the shares of them on which the student gives the label or the teacher's
+    answer.
 
     Args:
         per_class: keep the accuracies of each class, not those of all samples together.

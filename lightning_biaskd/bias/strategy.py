@@ -23,6 +23,7 @@ Normalize = Literal["group", "batch"]
 Balance = Literal["complement", "ramp", "equal"]
 Features = Literal["drop", "keep"]
 Trust = Literal["student", "wsld", "bounded", "run", "class"]
+LabelTrust = Literal["student", "run"]
 _TRUST = {"student": trust_forms.student, "wsld": trust_forms.wsld, "bounded": trust_forms.bounded}
 
 
@@ -62,6 +63,10 @@ class BiasStrategy(nn.Module):
             ``"bounded"`` compare both networks on the sample, see :mod:`lightning_biaskd.bias.trust`; ``"run"`` and
             ``"class"`` compare their running accuracies, see
             :class:`~lightning_biaskd.bias.running_trust.RunningTrust`; ``None`` is 1 everywhere.
+        label_trust: how much of a correction is made, as the label may be wrong and the teacher right. The student
+            arbitrates: ``"student"`` is its preference for the label on the sample, see
+            :func:`~lightning_biaskd.bias.trust.label`; ``"run"`` compares how often it agreed with the label and with
+            the teacher, of late, where the two differ; ``None`` makes every correction in full.
         refund: give the weight that the teacher loses on a sample back to its cross-entropy. With :math:`a_i` the share
             that elimination, γ and trust leave to a sample (``trust`` of :class:`BiasLoss`), the step's loss is the
             mean of :math:`(w_{ce} + w_{kd}(1 - a_i))\,\mathrm{CE}_i + w_{kd}\, a_i \ell_i`. ``normalize="batch"`` only.
@@ -99,6 +104,7 @@ class BiasStrategy(nn.Module):
         refund: bool = False,
         eta: float = ETA,
         lift_right: bool = False,
+        label_trust: LabelTrust | None = None,
     ) -> None:
         super().__init__()
         for name, value, words in (
@@ -108,11 +114,14 @@ class BiasStrategy(nn.Module):
             ("space", space, get_args(Space)),
             ("features", features, get_args(Features)),
             ("trust", trust, (*get_args(Trust), None)),
+            ("label_trust", label_trust, (*get_args(LabelTrust), None)),
         ):
             if value not in words:
                 raise UserError(f"unknown {name} {value!r}: choose {', '.join(map(str, words))}")
         if refund and normalize != "batch":
             raise UserError("refund needs normalize='batch': with a group's mean, samples have no shares")
+        if label_trust is not None and mode not in CORRECTIONS:
+            raise UserError(f"label_trust is how much is corrected, and mode {mode!r} corrects nothing: leave it out")
         check_revision(mode, space, eta, lift_right)
         self.mode: Mode = mode
         self.normalize = normalize
@@ -122,6 +131,8 @@ class BiasStrategy(nn.Module):
         self.sync = sync
         self.trust = trust
         self.running = RunningTrust(per_class=trust == "class") if trust in ("run", "class") else None
+        self.label_trust = label_trust
+        self.running_labels = RunningTrust() if label_trust == "run" else None
         self.refund = refund
         self.eta = eta
         self.lift_right = lift_right
@@ -161,14 +172,15 @@ class BiasStrategy(nn.Module):
         self.build(rows.student.logits.shape[1])
         n_right, n_wrong = self._count(right, wrong, rows, ranks)
         size = n_right + n_wrong if rows.known is None else (n_right + n_wrong).clamp_min(1)
-        trust = self.trust_in(rows.student.logits, rows.teacher.logits, rows.target)
+        logits = rows.student.logits, rows.teacher.logits
+        trust, amount = self.trust_in(*logits, rows.target), self.label_trust_in(*logits, rows.target)
         total = right_part = rectified_part = torch.zeros_like(self.gamma)
         for term, weight in distiller.terms():
             used = self.uses_wrong(term)
             losses = row_losses(
                 term,
                 rows,
-                self.rectified(term, rows.teacher.logits, rows.target),
+                self.rectified(term, rows.teacher.logits, rows.target, amount),
                 rows.known if used else right,
                 joined=ranks > 1,
             )
@@ -187,7 +199,9 @@ class BiasStrategy(nn.Module):
         shares = self.shares(distiller, right, trust).detach().view(rows.shape)
         known = None if rows.known is None else rows.known.view(rows.shape)
         unit = ranks / size.to(total.dtype)
-        return BiasLoss(total, right_part.detach(), rectified_part.detach(), n_wrong / size, shares, known, unit)
+        parts = right_part.detach(), rectified_part.detach(), n_wrong / size
+        mean_amount = None if amount is None else torch.where(wrong, amount, 0).sum() * ranks / n_wrong.clamp_min(1)
+        return BiasLoss(total, *parts, shares, known, unit, mean_amount)
 
     def build(self, num_classes: int) -> None:
         """Makes room for what is kept for each class, before a state dict is loaded or the module is compiled."""
@@ -205,6 +219,12 @@ class BiasStrategy(nn.Module):
         if self.running is not None:
             return cast("Tensor", self.running(target))
         return None if self.trust is None else _TRUST[self.trust](student_logits, teacher_logits, target)
+
+    def label_trust_in(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor | None:
+        """Trust (B,) in the label of each sample if the teacher contradicts it; arguments as in :meth:`trust_in`."""
+        if self.running_labels is not None:
+            return cast("Tensor", self.running_labels(target))
+        return None if self.label_trust is None else trust_forms.label(student_logits, teacher_logits, target)
 
     def shares(self, distiller: Distiller, right: Tensor, trust: Tensor | None = None) -> Tensor:
         """Share (B,) of its weight that the teacher keeps on each sample, as mean over the methods of a sum.
@@ -234,21 +254,25 @@ class BiasStrategy(nn.Module):
             return self.mode != "drop"
         return term.reads == "nothing" or self.features == "keep"
 
-    def rectified(self, term: Distiller, logits: Tensor, target: Tensor) -> Tensor | None:
+    def rectified(self, term: Distiller, logits: Tensor, target: Tensor, amount: Tensor | None = None) -> Tensor | None:
         """The teacher's logits as a method gets them, or ``None`` if the strategy corrects nothing for it.
 
         Args:
             term: a single method.
             logits: (B, C) of the teacher.
             target: (B,) labels.
+            amount: (B,) how much of each correction is made; ``None`` for all of it.
         """
         if term.reads != "logits" or self.mode not in CORRECTIONS:
             return None
-        return rectify_logits(logits, target, self.mode, term.temperature, self.space, self.eta, self.lift_right)
+        revision = self.eta, self.lift_right
+        return rectify_logits(logits, target, self.mode, term.temperature, self.space, *revision, amount)
 
     def logged(self, loss: BiasLoss) -> dict[str, Tensor]:
         """The scalars that a training step logs."""
         trusted = {} if self.trust is None else {"bias/trust": loss.mean_trust()}
+        if loss.label_trust is not None:
+            trusted["bias/label_trust"] = loss.label_trust
         return {
             "train/loss_right": loss.right,
             "train/loss_rectified": loss.rectified,
@@ -259,23 +283,32 @@ class BiasStrategy(nn.Module):
 
     def _count(self, right: Tensor, wrong: Tensor, rows: Rows, ranks: int) -> tuple[Tensor, Tensor]:
         """Right and wrong samples of the global batch, which is also added to the running accuracies."""
-        running = self.running if self.training else None
-        counts = torch.stack([right.sum(), wrong.sum()])
-        if running is not None:
-            ahead = partition(rows.student.logits.detach(), rows.target)
-            tally = running.tally(right, ahead, rows.target, rows.known)
-            counts = torch.cat([counts, tally.flatten()])
+        tallies = self._tallies(right, wrong, rows) if self.training else []
+        counts = torch.cat([torch.stack([right.sum(), wrong.sum()]), *(tally.flatten() for _, tally in tallies)])
         if ranks > 1:
             dist.all_reduce(counts)
-        if running is not None:
-            running.update(counts[2:].view(3, -1), rows.per_image)
-        return counts[0], counts[1]
+        both, *summed = torch.split(counts, [2, *(tally.numel() for _, tally in tallies)])
+        for (running, tally), total in zip(tallies, summed, strict=True):
+            running.update(total.view_as(tally), rows.per_image)
+        return both[0], both[1]
+
+    def _tallies(self, right: Tensor, wrong: Tensor, rows: Rows) -> list[tuple[RunningTrust, Tensor]]:
+        """What each running comparison counts of this process's samples."""
+        student, target = rows.student.logits.detach(), rows.target
+        tallies = []
+        if self.running is not None:
+            tallies.append((self.running, self.running.tally(right, partition(student, target), target, rows.known)))
+        if self.running_labels is not None:
+            says = partition(student, target), partition(student, rows.teacher.logits.argmax(1))
+            tallies.append((self.running_labels, self.running_labels.tally(*says, target, wrong)))
+        return tallies
 
     def extra_repr(self) -> str:
         return (
             f"mode={self.mode!r}, normalize={self.normalize!r}, balance={self.balance!r}, space={self.space!r}, "
             f"features={self.features!r}"
             + (f", trust={self.trust!r}" if self.trust is not None else "")
+            + (f", label_trust={self.label_trust!r}" if self.label_trust is not None else "")
             + (f", refund={self.refund!r}" if self.refund else "")
             + (f", eta={self.eta!r}" if self.eta != ETA else "")
             + (f", lift_right={self.lift_right!r}" if self.lift_right else "")

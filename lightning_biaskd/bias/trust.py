@@ -11,6 +11,8 @@ function            :math:`a_i`                                                 
 :func:`wsld`        :math:`1 - \exp(-\mathrm{CE}^S_i / \mathrm{CE}^T_i)`           the weight of WSLD (arXiv 2102.00650)
 :func:`bounded`     1 where :math:`\mathrm{CE}^T_i \le \mathrm{CE}^S_i + m`        yes or no
 =================== ============================================================== ====================================
+
+:func:`label` is trust in the label instead, which may be wrong too.
 """
 
 from __future__ import annotations
@@ -88,6 +90,31 @@ def bounded(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, marg
     """
     student_ce, teacher_ce = _cross_entropies(student_logits, teacher_logits, target)
     return (teacher_ce <= student_ce + margin).to(student_ce.dtype)
+
+
+def label(student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
+    r"""Trust in the label where the teacher contradicts it: how far the student prefers the label to the answer.
+
+    .. math:: c_i = \sigma(s_y - s_{\hat y}) = \frac{p^S_y}{p^S_y + p^S_{\hat y}}
+
+    with s the student's logits and :math:`\hat y` the teacher's first class. It is ½ where the teacher is right.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: (B, C).
+        target: (B,) labels.
+
+    Returns:
+        (B,), in (0, 1).
+
+    Example:
+        >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+        >>> [round(label(student, teacher, torch.tensor([y])).item(), 3) for y in (0, 1)]
+        [0.5, 0.119]
+    """
+    scores = at_least_float32(student_logits.detach())
+    answer = teacher_logits.argmax(1, keepdim=True)
+    return torch.sigmoid(scores.gather(1, target.unsqueeze(1)) - scores.gather(1, answer)).squeeze(1)
 
 
 def _cross_entropies(student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
