@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_biaskd.networks.outputs import Outputs
     from lightning_biaskd.networks.tap import FeatureTap
     from lightning_biaskd.networks.weights import load_weights
-    from lightning_biaskd.teachers import FrozenTeacher, TeacherCache
+    from lightning_biaskd.teachers import EnsembleTeacher, FrozenTeacher, TeacherCache
     from lightning_biaskd.training.classification import ClassificationModule
     from lightning_biaskd.training.distillation import DistillationModule
 
@@ -36,7 +36,7 @@ _PLACES = {
     "networks.outputs": ["Outputs"],
     "networks.tap": ["FeatureTap"],
     "networks.weights": ["load_weights"],
-    "teachers": ["FrozenTeacher", "TeacherCache"],
+    "teachers": ["EnsembleTeacher", "FrozenTeacher", "TeacherCache"],
     "training.classification": ["ClassificationModule"],
     "training.distillation": ["DistillationModule"],
 }
@@ -53,6 +53,7 @@ __all__ = [
     "DistillationModule",
     "Distiller",
     "DynamicWeights",
+    "EnsembleTeacher",
     "FeatureTap",
     "FrozenTeacher",
     "InputConversion",

@@ -12,6 +12,7 @@ from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.networks.members import mixture
 from lightning_biaskd.networks.outputs import Outputs, labels_on_grid, resized, with_logits
 
 
@@ -71,6 +72,11 @@ def on_one_grid(student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Out
     if target.is_floating_point() or target.ndim != z_s.ndim - 1:
         _refuse_labels(z_s, target)
     if z_t.shape != z_s.shape and z_t.ndim == z_s.ndim:
+        if teacher.members is not None:
+            raise UserError(
+                f"an ensemble of teachers gives maps of size {tuple(z_t.shape[2:])} and the student of "
+                f"{tuple(z_s.shape[2:])}: give both networks the same"
+            )
         z_t = resized(z_t, z_s.shape[2:])
         teacher = with_logits(teacher, z_t)
     target = labels_on_grid(target, z_s)
@@ -101,6 +107,12 @@ def rows_of(student: Outputs, teacher: Outputs, target: Tensor, ignore_index: in
         (torch.Size([32, 3]), 0)
     """
     teacher, target = on_one_grid(student, teacher, target)
+    members = teacher.members
+    if members is not None and members.weights == "confidence":
+        if target.ndim > 1:
+            raise UserError("weights 'confidence' of an ensemble are for images, not for maps: choose mean")
+        labels = target if ignore_index is None else torch.where(target != ignore_index, target, 0)
+        teacher = with_logits(teacher, mixture(members.logits, members.shares(labels), members.temperature))
     known = None if ignore_index is None else target != ignore_index
     labels = target if known is None else torch.where(known, target, 0)
     flat_known = None if known is None else known.flatten()
@@ -166,8 +178,12 @@ def _refuse_labels(logits: Tensor, target: Tensor) -> NoReturn:
 
 
 def _flat(outputs: Outputs) -> Outputs:
-    logits = outputs.logits
-    return outputs if logits.ndim == 2 else with_logits(outputs, logits.movedim(1, -1).flatten(0, -2))
+    logits, members = outputs.logits, outputs.members
+    if logits.ndim == 2:
+        return outputs
+    if members is not None:
+        members = members._replace(logits=members.logits.movedim((1, 2), (-2, -1)).flatten(0, -3))
+    return Outputs(logits.movedim(1, -1).flatten(0, -2), outputs.features, outputs.embedding, members=members)
 
 
 def _without(outputs: Outputs, dropped: Tensor) -> Outputs:

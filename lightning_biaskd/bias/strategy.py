@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_biaskd.bias import trust as trust_forms
+from lightning_biaskd.bias.each_teacher import corrected_singly, without_wrong_teachers
 from lightning_biaskd.bias.loss import BiasLoss
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import CORRECTIONS, ETA, Mode, Space, check_revision, rectify_logits
@@ -72,6 +73,8 @@ class BiasStrategy(nn.Module):
             mean of :math:`(w_{ce} + w_{kd}(1 - a_i))\,\mathrm{CE}_i + w_{kd}\, a_i \ell_i`. ``normalize="batch"`` only.
         eta: η of mode ``"revise"``, see :func:`~lightning_biaskd.bias.rectify`.
         lift_right: raise the label of right answers too, as MFT does. Mode ``"revise"`` only.
+        per_teacher: correct or drop the answer of each teacher of an :class:`~lightning_biaskd.EnsembleTeacher` before
+            their mean, not the mean's. A sample is still right or wrong by the mean of what wasn't dropped.
 
     Attributes:
         gamma: buffer, γ in [0, 1]; 0 at first. Not in the state dict: it is a function of progress alone.
@@ -105,6 +108,7 @@ class BiasStrategy(nn.Module):
         eta: float = ETA,
         lift_right: bool = False,
         label_trust: LabelTrust | None = None,
+        per_teacher: bool = False,
     ) -> None:
         super().__init__()
         for name, value, words in (
@@ -122,6 +126,8 @@ class BiasStrategy(nn.Module):
             raise UserError("refund needs normalize='batch': with a group's mean, samples have no shares")
         if label_trust is not None and mode not in CORRECTIONS:
             raise UserError(f"label_trust is how much is corrected, and mode {mode!r} corrects nothing: leave it out")
+        if per_teacher and mode == "none":
+            raise UserError("per_teacher is about whose answers are corrected, and mode 'none' corrects nothing")
         check_revision(mode, space, eta, lift_right)
         self.mode: Mode = mode
         self.normalize = normalize
@@ -136,6 +142,7 @@ class BiasStrategy(nn.Module):
         self.refund = refund
         self.eta = eta
         self.lift_right = lift_right
+        self.per_teacher = per_teacher
         self.register_buffer("gamma", torch.tensor(0.0), persistent=False)
 
     @classmethod
@@ -167,6 +174,8 @@ class BiasStrategy(nn.Module):
             UserError: outputs and labels that don't fit, or a method that can't work on maps.
         """
         rows = rows_of(student, teacher, target, ignore_index)
+        if self.per_teacher and self.mode == "drop":
+            rows = without_wrong_teachers(rows)
         right, wrong = rows.split()
         ranks = world_size() if self.sync and self.training else 1
         self.build(rows.student.logits.shape[1])
@@ -180,7 +189,7 @@ class BiasStrategy(nn.Module):
             losses = row_losses(
                 term,
                 rows,
-                self.rectified(term, rows.teacher.logits, rows.target, amount),
+                self._corrected(term, rows, amount),
                 rows.known if used else right,
                 joined=ranks > 1,
             )
@@ -254,6 +263,19 @@ class BiasStrategy(nn.Module):
             return self.mode != "drop"
         return term.reads == "nothing" or self.features == "keep"
 
+    def _corrected(self, term: Distiller, rows: Rows, amount: Tensor | None) -> Tensor | None:
+        """What a method gets in place of the teacher's logits; ``None`` for those that it gave."""
+        if term.reads != "logits" or self.mode not in CORRECTIONS:
+            return None
+        if not self.per_teacher:
+            return self.rectified(term, rows.teacher.logits, rows.target, amount)
+
+        def correct(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+            amount = self.label_trust_in(student, teacher, target)
+            return cast("Tensor", self.rectified(term, teacher, target, amount))
+
+        return corrected_singly(rows, correct)
+
     def rectified(self, term: Distiller, logits: Tensor, target: Tensor, amount: Tensor | None = None) -> Tensor | None:
         """The teacher's logits as a method gets them, or ``None`` if the strategy corrects nothing for it.
 
@@ -311,5 +333,6 @@ class BiasStrategy(nn.Module):
             + (f", label_trust={self.label_trust!r}" if self.label_trust is not None else "")
             + (f", refund={self.refund!r}" if self.refund else "")
             + (f", eta={self.eta!r}" if self.eta != ETA else "")
+            + (f", per_teacher={self.per_teacher!r}" if self.per_teacher else "")
             + (f", lift_right={self.lift_right!r}" if self.lift_right else "")
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning_biaskd.networks.members import Members
 
 
 class Outputs(NamedTuple):
@@ -21,6 +24,7 @@ class Outputs(NamedTuple):
         embedding: (B, D), the classifier's input.
         head: the classifier, (N, D) to logits (N, C).
         index: (B,) int64, the index of each image in its data set, for methods with a memory.
+        members: the outputs of each teacher, where several answer together.
     """
 
     logits: Tensor
@@ -28,16 +32,17 @@ class Outputs(NamedTuple):
     embedding: Tensor | None = None
     head: Callable[[Tensor], Tensor] | None = None
     index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
+    members: Members | None = None
 
 
 def with_logits(outputs: Outputs, logits: Tensor) -> Outputs:
     """The same outputs with other logits; ``_replace``, in a form that every supported torch can compile."""
-    return Outputs(logits, outputs.features, outputs.embedding, outputs.head, outputs.index)
+    return Outputs(logits, outputs.features, outputs.embedding, outputs.head, outputs.index, outputs.members)
 
 
 def with_index(outputs: Outputs, index: Tensor) -> Outputs:
     """The same outputs with the indices of their images."""
-    return Outputs(outputs.logits, outputs.features, outputs.embedding, outputs.head, index)
+    return Outputs(outputs.logits, outputs.features, outputs.embedding, outputs.head, index, outputs.members)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from lightning_biaskd.data.in_memory import InMemoryDataModule
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import fingerprint
 from lightning_biaskd.teachers.encoding import Encoding, StoredType
+from lightning_biaskd.teachers.ensemble import EnsembleTeacher
+from lightning_biaskd.teachers.ensemble_cache import EnsembleCache
 from lightning_biaskd.teachers.folder import prepare
 from lightning_biaskd.teachers.frozen import FrozenTeacher
 from lightning_biaskd.teachers.rows import CHECKSUM_BYTES, CHECKSUMS, DATA, Rows
@@ -55,8 +57,10 @@ class TeacherCache:
         self.dtype = dtype
         self.topk = topk
 
-    def open(self, teacher: FrozenTeacher, data: Any, num_classes: int | None) -> OpenCache:
+    def open(self, teacher: FrozenTeacher, data: Any, num_classes: int | None) -> OpenCache | EnsembleCache:
         """Creates the folder, or verifies that it belongs to this teacher and these data and is whole.
+
+        Each teacher of an ensemble has a cache of its own in it: the folders 0, 1, and so on.
 
         Args:
             teacher: whose outputs are stored.
@@ -68,6 +72,14 @@ class TeacherCache:
             UserError: the views of the data can't be counted; the folder belongs to something else or is damaged; its
                 disk has no room; or the teacher's outputs can't be stored, because they differ between two calls.
         """
+        if isinstance(teacher, EnsembleTeacher):
+            folders = [
+                TeacherCache(str(self.path / str(n)), self.dtype, self.topk) for n in range(len(teacher.members))
+            ]
+            return EnsembleCache([f._open(t, data, num_classes) for f, t in zip(folders, teacher.members, strict=True)])
+        return self._open(teacher, data, num_classes)
+
+    def _open(self, teacher: FrozenTeacher, data: Any, num_classes: int | None) -> OpenCache:
         countable = isinstance(data, InMemoryDataModule) and data.view_count is not None
         if not countable or data.num_samples is None or num_classes is None:
             raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import fingerprint
 from lightning_biaskd.networks.class_map import ClassMap
-from lightning_biaskd.networks.inputs import InputConversion
+from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.networks.kinds import graph_constants, is_graph, unwrapped
 from lightning_biaskd.networks.named_inputs import Input, one_of
 from lightning_biaskd.networks.outputs import Outputs
@@ -129,6 +129,42 @@ class FrozenTeacher(nn.Module):
         self.model._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._run = None
         return self
+
+    @property
+    def members(self) -> tuple[FrozenTeacher, ...]:
+        """The single teachers that answer."""
+        return (self,)
+
+    def configured(
+        self,
+        weights: str | None = None,
+        input: InputSpec | Literal["pretrained"] | None = None,
+        data_input: InputSpec | None = None,
+        classes: Sequence[int] | None = None,
+        backend: Backend | None = None,
+        precision: Precision | None = None,
+    ) -> FrozenTeacher:
+        """This teacher with other settings; ``None`` leaves each as it is.
+
+        Args:
+            weights: as the argument of the class.
+            input: the format that the network was trained on.
+            data_input: the format of the images; ``None`` if it is not known yet.
+            classes: as the argument of :class:`~lightning_biaskd.ClassMap`.
+            backend: as the argument of the class.
+            precision: as the argument of the class.
+        """
+        teacher = FrozenTeacher(
+            self.model,
+            weights,
+            convert=conversion(self.model, input, data_input) or self.convert,
+            classes=self.classes if classes is None else ClassMap(classes),
+            backend=backend or self.backend,
+            precision=precision or self.precision,
+            stream=self.stream,
+        )
+        teacher.as_built = self.as_built and weights is None
+        return teacher
 
     def reading(self, layers: Sequence[str], embedding: bool) -> FrozenTeacher:
         """This teacher with outputs that hold the features of ``layers`` and, if asked, the embedding."""

@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_biaskd.data.batch import Batch
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.teachers.cache import TeacherCache
+from lightning_biaskd.teachers.ensemble_cache import EnsembleCache
 from lightning_biaskd.teachers.frozen import FrozenTeacher
 from lightning_biaskd.teachers.store import OpenCache
 
@@ -27,7 +28,7 @@ class CachedTeacherModule(LightningModule):
 
     teacher: FrozenTeacher
     teacher_cache: TeacherCache | None
-    open_cache: OpenCache | None = None
+    open_cache: OpenCache | EnsembleCache | None = None
     num_classes: int | None
 
     def teacher_outputs_of(self, batch: Sequence[Any]) -> Outputs:

@@ -16,8 +16,7 @@ from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distillers import KD
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BeyondTeacher
-from lightning_biaskd.networks.class_map import ClassMap
-from lightning_biaskd.networks.inputs import InputSpec, conversion, warn_of_pretrained
+from lightning_biaskd.networks.inputs import InputSpec, warn_of_pretrained
 from lightning_biaskd.networks.named_inputs import Input, one_of
 from lightning_biaskd.networks.outputs import Outputs, resized, with_index, with_logits
 from lightning_biaskd.teachers.backends import Backend, Precision
@@ -52,6 +51,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
     ``bias/wrong_rate``      share of training views that the teacher gets wrong
     ``bias/gamma``           γ, the weight of hard knowledge
     ``bias/trust``           mean share of its weight that the teacher keeps, if the strategy has ``trust``
+    ``bias/label_trust``     mean share of a correction that is made, if the strategy has ``label_trust``
     ``val/teacher_acc1``     the teacher's top-1 accuracy (also ``acc5``)
     ``val/gap``              student's top-1 (``miou`` of maps) minus teacher's: above 0, the student is ahead
     ``val/student_only``     number of images that only the student gets right (also
@@ -62,7 +62,8 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
 
     Args:
         student: any network that takes images and gives logits (B, C).
-        teacher: a trained network with the same classes, or a :class:`~lightning_biaskd.FrozenTeacher`.
+        teacher: a trained network with the same classes, a :class:`~lightning_biaskd.FrozenTeacher`, or several as an
+            :class:`~lightning_biaskd.EnsembleTeacher`.
         distiller: the method. The module owns a copy of it, and of ``bias``.
         bias: the strategy, ``None`` for plain distillation.
         ce_weight: :math:`w_{ce}`.
@@ -114,15 +115,8 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
     ) -> None:
         super().__init__(model=student, weights=student_weights, model_input=student_input, **kwargs)
         given = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
-        frozen = FrozenTeacher(
-            given.model,
-            teacher_weights,
-            convert=conversion(given.model, teacher_input, self.data_input) or given.convert,
-            classes=given.classes if teacher_classes is None else ClassMap(teacher_classes),
-            backend=teacher_backend or given.backend,
-            precision=teacher_precision or given.precision,
-            stream=given.stream,
-        )
+        settings = teacher_input, self.data_input, teacher_classes, teacher_backend, teacher_precision
+        frozen = given.configured(teacher_weights, *settings)
         weights = ce_weight, kd_weight, self.label_smoothing
         step = Distillation(student, frozen, distiller, bias, *weights, self.convert, self.ignore_index)
         step.cross_entropy = self.cross_entropy  # type: ignore[method-assign]  # which a subclass may override
@@ -235,8 +229,9 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.teacher.as_built and self.teacher.convert is None and self.data_input is not None:
-            warn_of_pretrained(self.teacher.model, self.data_input)
+        for teacher in self.teacher.members:
+            if teacher.as_built and teacher.convert is None and self.data_input is not None:
+                warn_of_pretrained(teacher.model, self.data_input)
 
     def connect_data(self, datamodule: object) -> None:
         super().connect_data(datamodule)

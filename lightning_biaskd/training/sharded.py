@@ -38,7 +38,7 @@ class ShardedModule(LightningModule):
         self.teacher.backend = "plain"
         self.teacher.stream = False
         broadcast_from_first(self.distiller, mesh)
-        for network in (self.model, self.teacher.model):
+        for network in (self.model, *(member.model for member in self.teacher.members)):
             broadcast_from_first(network, mesh)
             shard(network, mesh)
 

@@ -59,7 +59,8 @@ class Distillation(nn.Module):
 
     Args:
         student: any network from inputs to logits (B, C).
-        teacher: a trained network with the same classes, or a :class:`~lightning_biaskd.FrozenTeacher`.
+        teacher: a trained network with the same classes, a :class:`~lightning_biaskd.FrozenTeacher`, or several as an
+            :class:`~lightning_biaskd.EnsembleTeacher`.
         distiller: the method. The module owns a copy of it, and of ``bias``.
         bias: the strategy; ``None`` for plain distillation.
         ce_weight: :math:`w_{ce}`.
@@ -96,7 +97,8 @@ class Distillation(nn.Module):
         frozen = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
         if {id(p) for p in frozen.model.parameters()} & {id(p) for p in student.parameters()}:
             raise UserError("teacher and student share parameters: give the teacher a network of its own")
-        check_vocabularies(student, frozen.model)
+        for member in frozen.members:
+            check_vocabularies(student, member.model)
         self.student = student
         self.teacher = frozen.reading(distiller.needs.teacher_layers, distiller.needs.embedding)
         self.distiller = copy.deepcopy(distiller)
