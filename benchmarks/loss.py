@@ -109,7 +109,7 @@ def run() -> None:
                 method = method.to(device)
                 contenders[name] = backward(student, lambda m=method, o=outputs, y=target: m(*o, y).mean())  # type: ignore[misc]
         for mode in MODES:
-            bias = BiasStrategy(mode).to(device)
+            bias = BiasStrategy.paper(mode).to(device)
             bias.gamma.fill_(0.5)
             contenders[f"KD, {mode}"] = backward(student, lambda b=bias, o=outputs, y=target: b(kd, *o, y).total)  # type: ignore[misc]
         copies = [teacher.clone() for _ in range(3)]

@@ -35,7 +35,7 @@ class Bare(LightningModule):
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
         self.student, self.teacher = student, FrozenTeacher(teacher)
-        self.distiller, self.bias = KD(), BiasStrategy("swap")
+        self.distiller, self.bias = KD(), BiasStrategy.paper("swap")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         image, target = batch
@@ -115,7 +115,7 @@ def run() -> None:
 
 
 def _module(student: nn.Module, teacher: nn.Module) -> DistillationModule:
-    return DistillationModule(student, teacher, KD(), BiasStrategy("swap"))
+    return DistillationModule(student, teacher, KD(), BiasStrategy.paper("swap"))
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def run() -> None:
     def distil(cls: type[DistillationModule] = DistillationModule, **kwargs: Any) -> DistillationModule:
         frozen = FrozenTeacher(copy.deepcopy(teacher), stream=args.teacher_stream == "true")
         networks = copy.deepcopy(student), frozen
-        return cls(*networks, KD(4.0), BiasStrategy("swap"), **module_args, **kwargs)
+        return cls(*networks, KD(4.0), BiasStrategy.paper("swap"), **module_args, **kwargs)
 
     def others() -> dict[str, Callable[[], None]]:
         images = PillowImages(*source().read("train"), kind.mean, kind.std)  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CLASSES, CompilationCount, TinyData, network
+from tiny import CLASSES, CompilationCount, TinyData, by_gamma, network
 
-from lightning_biaskd import KD, BiasStrategy, ClassMap, DistillationModule, FrozenTeacher, Outputs, UserError
+from lightning_biaskd import KD, ClassMap, DistillationModule, FrozenTeacher, Outputs, UserError
 from lightning_biaskd.bias import partition, rectify_logits
 from lightning_biaskd.distillers import SDD
 from lightning_biaskd.models import resnet8
@@ -41,7 +41,7 @@ def test_a_teacher_is_wrong_on_what_it_does_not_know_and_corrected_there(mode):
 def test_losses_and_gradients_are_finite(mode):
     student = torch.randn(6, 5, requires_grad=True)
     teacher = Outputs(ClassMap(SUBSET)(torch.randn(6, 3)))
-    bias = BiasStrategy(mode)
+    bias = by_gamma(mode)
     bias.gamma.fill_(0.5)
     bias(KD(), Outputs(student), teacher, torch.arange(6) % 5).total.backward()
     assert student.grad.isfinite().all()

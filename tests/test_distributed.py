@@ -14,9 +14,9 @@ from memories import remembering, trained_for_three_steps
 from processes import launch, spawn
 from properties import Setting, trained
 from settings import SETTINGS
+from tiny import by_gamma
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_biaskd import BiasStrategy
 from lightning_biaskd.__main__ import main
 from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.distillers import MLKD, LogitStandardization
@@ -59,7 +59,7 @@ def gradient(case, mode, normalize, sync, image, teacher, target):
         total = torch.stack(parts).sum(0).mean()
         values = total[None].detach()
     else:
-        bias = BiasStrategy(mode, normalize, sync=sync).double()
+        bias = by_gamma(mode, normalize, sync=sync).double()
         bias.gamma.fill_(0.3)
         loss = bias(distiller, *answers, target)
         total, values = loss.total, torch.stack(list(loss[:3])).detach()

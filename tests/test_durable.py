@@ -14,10 +14,10 @@ from bitwise import differing, same
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import Started
-from tiny import CLASSES, TinyData, network, snapshot, unchanged
+from tiny import CLASSES, TinyData, by_gamma, network, snapshot, unchanged
 from torch import nn
 
-from lightning_biaskd import DKD, KD, BiasStrategy, ClassificationModule, DistillationModule, UserError
+from lightning_biaskd import DKD, KD, ClassificationModule, DistillationModule, UserError
 from lightning_biaskd.__main__ import main
 from lightning_biaskd.callbacks import EMA, DynamicWeights, NaNGuard
 from lightning_biaskd.data import DigitsDataModule
@@ -61,7 +61,7 @@ def run(trainer, folder, kill=None, ckpt=None, seed=0, workers=0, stop=None):
         student(),
         teacher,
         DKD(warmup_epochs=3),
-        BiasStrategy("swap"),
+        by_gamma("swap"),
         lr_scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=24),
         lr_interval="step",
     )

@@ -10,13 +10,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
 from processes import spawn
-from tiny import CLASSES, CompilationCount, TinyData, network
+from tiny import CLASSES, CompilationCount, TinyData, by_gamma, network
 from torch import nn
 
 from lightning_biaskd import (
     DKD,
     KD,
-    BiasStrategy,
     ClassMap,
     DistillationModule,
     EnsembleTeacher,
@@ -108,7 +107,7 @@ def test_each_teacher_is_corrected_before_the_mean(weights, mode, label_trust):
         corrected.append(rectify_logits(z, target, mode, 2.0, amount=amount))
     shares = teacher.members.shares(target)
     p = sum(shares[:, k, None] * z.softmax(1) for k, z in enumerate(corrected))
-    bias = BiasStrategy(mode, "batch", "ramp", label_trust=label_trust, per_teacher=True).double()
+    bias = by_gamma(mode, "batch", "ramp", label_trust=label_trust, per_teacher=True).double()
     bias.gamma.fill_(0.4)
     actual = bias(KD(2.0), student, teacher, target)
     right = partition(mixture(teacher.members.logits, shares), target)
@@ -131,7 +130,7 @@ def test_wrong_teachers_are_dropped_before_the_mean(weights):
             total = sum(share for share, _ in right)
             p = sum(share / total * torch.tensor(z, dtype=torch.float64).softmax(0) for share, z in right)
             expected += 4 * F.kl_div((s / 2).log_softmax(0), (p.log() / 2).softmax(0), reduction="sum") / SIZE
-    bias = BiasStrategy("drop", "batch", "equal", per_teacher=True).double()
+    bias = by_gamma("drop", "batch", "equal", per_teacher=True).double()
     actual = bias(KD(2.0), student, teacher, target)
     assert 0 < kept < SIZE
     exactly(actual.total, expected)
@@ -175,7 +174,7 @@ def test_of_two_teachers_wrong_on_different_classes_each_is_corrected_better_tha
         nn.init.zeros_(student.weight)
         nn.init.zeros_(student.bias)
         optimizer = torch.optim.LBFGS(student.parameters(), max_iter=100, line_search_fn="strong_wolfe")
-        bias = BiasStrategy(mode, "batch", "equal", per_teacher=per_teacher)
+        bias = by_gamma(mode, "batch", "equal", per_teacher=per_teacher)
 
         def closure(student=student, optimizer=optimizer, bias=bias):
             optimizer.zero_grad()
@@ -194,7 +193,7 @@ def test_of_two_teachers_wrong_on_different_classes_each_is_corrected_better_tha
 @pytest.mark.parametrize("options", [{"mode": "swap", "label_trust": "run"}, {"mode": "drop"}])
 def test_it_compiles_in_one_graph(options):
     count = CompilationCount()
-    bias, eager = (BiasStrategy(normalize="batch", per_teacher=True, trust="run", **options) for _ in range(2))
+    bias, eager = (by_gamma(normalize="batch", per_teacher=True, trust="run", **options) for _ in range(2))
     bias.compile(fullgraph=True, backend=count)
     for _ in range(3):
         student, teacher, target = answers("confidence")
@@ -215,7 +214,7 @@ def run_rank(rank, world, folder):
 
 def two_steps(own):
     torch.manual_seed(3)
-    bias = BiasStrategy("swap", trust="run", label_trust="run", per_teacher=True)
+    bias = by_gamma("swap", trust="run", label_trust="run", per_teacher=True)
     bias.gamma.fill_(0.3)
     totals = []
     for _ in range(2):
@@ -234,7 +233,7 @@ def test_two_ranks_are_one_process(tmp_path):
 def test_a_fit_logs_the_mean_and_leaves_the_teachers_alone(trainer):
     networks = [network() for _ in range(2)]
     before = copy.deepcopy([net.state_dict() for net in networks])
-    bias = BiasStrategy("swap", "batch", "equal", per_teacher=True)
+    bias = by_gamma("swap", "batch", "equal", per_teacher=True)
     module = DistillationModule(network(), EnsembleTeacher(networks, "confidence"), bias=bias)
     fitting = trainer(max_epochs=2)
     fitting.fit(module, TinyData())
@@ -348,7 +347,7 @@ def test_methods_that_read_features_refuse_it(method):
             lambda: DistillationModule(network(), EnsembleTeacher([network(), network()]), teacher_weights="a.pt"),
             "name each as FrozenTeacher with its model and weights",
         ),
-        (lambda: BiasStrategy("none", per_teacher=True), "mode 'none' corrects nothing"),
+        (lambda: by_gamma("none", per_teacher=True), "mode 'none' corrects nothing"),
     ],
 )
 def test_mistakes_are_told_in_one_line(build, message):
@@ -360,7 +359,7 @@ def test_mistakes_are_told_in_one_line(build, message):
 def test_one_teacher_cannot_be_corrected_singly(mode):
     student, teacher, target = answers()
     with pytest.raises(UserError, match="there is one teacher: leave it out"):
-        BiasStrategy(mode, per_teacher=True)(KD(), student, Outputs(teacher.logits), target)
+        by_gamma(mode, per_teacher=True)(KD(), student, Outputs(teacher.logits), target)
 
 
 def maps():
@@ -376,7 +375,7 @@ def test_pixels_of_several_teachers_are_rows(mode):
     target[0, 0] = 255
     known = target != 255
     teacher = Outputs(mixture(each, shares), members=Members(each, "mean", 1.0))
-    bias = BiasStrategy(mode, "batch", "equal", per_teacher=True).double()
+    bias = by_gamma(mode, "batch", "equal", per_teacher=True).double()
     dense = bias(KD(), student, teacher, target, 255)
     rows = each.movedim((1, 2), (-2, -1))[known]
     flat_teacher = Outputs(teacher.logits.movedim(1, -1)[known], members=Members(rows, "mean", 1.0))

@@ -4,12 +4,11 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import CLASSES, CompilationCount, TinyData, network, snapshot, unchanged
+from tiny import CLASSES, CompilationCount, TinyData, by_gamma, network, snapshot, unchanged
 from torch import nn
 from torchvision.transforms.v2 import functional as ops
 
 from lightning_biaskd import (
-    BiasStrategy,
     ClassificationModule,
     DistillationModule,
     FrozenTeacher,
@@ -158,7 +157,7 @@ def test_the_input_is_in_no_checkpoint_and_loads_back(trainer, tmp_path):
     saving = {"enable_checkpointing": True, "callbacks": [ModelCheckpoint(dirpath=tmp_path, filename="run")]}
     student, teacher = network(), colour_network()
     inputs = {"student_input": InputSpec([0.5], [0.5]), "teacher_input": COLOUR}
-    trainer(**saving).fit(DistillationModule(student, teacher, **inputs), GreyData())
+    trainer(**saving).fit(DistillationModule(student, teacher, bias=None, **inputs), GreyData())
     state = torch.load(tmp_path / "run.ckpt", weights_only=True)["state_dict"]
     assert set(state) == {f"model.{name}" for name in student.state_dict()}
     loaded = DistillationModule.load_from_checkpoint(
@@ -194,7 +193,7 @@ def test_a_published_teacher_on_other_images_is_told(trainer, tmp_path):
 
 def test_the_step_compiles_with_another_input():
     module = DistillationModule(
-        network(), colour_network(), bias=BiasStrategy("swap"), teacher_input=InputSpec(size=8), data_input=GREY
+        network(), colour_network(), bias=by_gamma("swap"), teacher_input=InputSpec(size=8), data_input=GREY
     ).eval()
 
     def step(image, target):

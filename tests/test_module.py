@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import CLASSES, CompilationCount, TinyData, network, snapshot, unchanged
+from tiny import CLASSES, CompilationCount, TinyData, by_gamma, network, snapshot, unchanged
 from torch import nn
 
 from lightning_biaskd import (
@@ -26,7 +26,7 @@ def first_batch():
     return next(iter(TinyData().train_dataloader()))
 
 
-@pytest.mark.parametrize("bias", [None, BiasStrategy("swap")])
+@pytest.mark.parametrize("bias", [None, by_gamma("swap")])
 def test_the_loss_is_the_weighted_sum(bias, trainer):
     module = DistillationModule(network(), network(), KD(2.0), bias, ce_weight=0.3, kd_weight=1.7).eval()
     image, target = batch = first_batch()
@@ -40,12 +40,17 @@ def test_the_loss_is_the_weighted_sum(bias, trainer):
     torch.testing.assert_close(step.loss, expected)
 
 
-def test_every_documented_key_is_logged(trainer):
+@pytest.mark.parametrize(
+    ("bias", "keys"),
+    [(BiasStrategy(), {"bias/trust", "bias/label_trust"}), (BiasStrategy.paper(), {"bias/gamma"})],
+    ids=["default", "paper"],
+)
+def test_every_documented_key_is_logged(bias, keys, trainer):
     run = trainer(log_every_n_steps=2)
-    run.fit(DistillationModule(network(), network()), TinyData())
+    run.fit(DistillationModule(network(), network(), bias=bias), TinyData())
     documented = {
         *("train/loss", "train/loss_step", "train/loss_ce", "train/loss_kd", "train/acc1"),
-        *("train/loss_right", "train/loss_rectified", "bias/wrong_rate", "bias/gamma"),
+        *("train/loss_right", "train/loss_rectified", "bias/wrong_rate", *keys),
         *("val/acc1", "val/acc5", "val/teacher_acc1", "val/teacher_acc5", "val/gap"),
         *("val/student_only", "val/teacher_only", "val/both", "val/neither"),
     }
@@ -90,7 +95,7 @@ def test_epoch_means_weigh_samples_not_batches(trainer):
 @pytest.fixture
 def checkpoint(trainer, tmp_path):
     """A distilled student: its module and its checkpoint."""
-    module = DistillationModule(network(), network(), DKD(beta=2.0), BiasStrategy("swap"), kd_weight=2.0)
+    module = DistillationModule(network(), network(), DKD(beta=2.0), by_gamma("swap"), kd_weight=2.0)
     callbacks = [ModelCheckpoint(dirpath=tmp_path, filename="run")]
     trainer(enable_checkpointing=True, callbacks=callbacks).fit(module, TinyData())
     return module, tmp_path / "run.ckpt"
@@ -106,7 +111,7 @@ def test_the_students_checkpoint_loads_alone(checkpoint):
 def test_a_run_started_in_python_loads_from_its_checkpoint(checkpoint):
     module, path = checkpoint
     assert torch.load(path, weights_only=True)["hyper_parameters"]["kd_weight"] == 2.0
-    method = {"distiller": DKD(beta=2.0), "bias": BiasStrategy("swap")}
+    method = {"distiller": DKD(beta=2.0), "bias": by_gamma("swap")}
     loaded = DistillationModule.load_from_checkpoint(path, student=network(), teacher=network(), **method)
     assert unchanged(snapshot(module), loaded)
     assert loaded.kd_weight == 2.0
@@ -128,7 +133,7 @@ def test_loading_with_another_method_is_told(checkpoint):
 )
 def test_a_checkpoint_of_another_model_is_refused(checkpoint, student, reason, trainer):
     _, path = checkpoint
-    module = DistillationModule(student(), network())
+    module = DistillationModule(student(), network(), bias=None)
     with pytest.raises(UserError, match=f"does not fit Sequential: .*{reason}"):
         trainer().test(module, TinyData(), ckpt_path=path, verbose=False)
 
@@ -274,7 +279,7 @@ def test_losses_are_float32_and_finite_in_every_precision(precision, trainer):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer(precision=precision).fit(Spy(network(), network(), bias=BiasStrategy("swap")), TinyData())
+        trainer(precision=precision).fit(Spy(network(), network(), bias=by_gamma("swap")), TinyData())
     assert all(value.dtype == torch.float32 and value.isfinite() for value in seen)
 
 
@@ -315,7 +320,7 @@ class Plain(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the compiler's making
-@pytest.mark.parametrize("bias", [None, BiasStrategy("swap")])
+@pytest.mark.parametrize("bias", [None, by_gamma("swap")])
 def test_a_compiled_run_is_the_same_run(bias, trainer, tmp_path, monkeypatch):
     """With a backend that counts graphs; that Inductor computes the same is torch's affair."""
     count = CompilationCount()

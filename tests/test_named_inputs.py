@@ -1,14 +1,20 @@
 """Batches of named tensors, as those of transformers, for images and texts."""
 
 import copy
+import json
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
+from tiny import by_gamma, snapshot, unchanged
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_biaskd import KD, BiasStrategy, ClassificationModule, DistillationModule, UserError
+from lightning_biaskd import KD, ClassificationModule, DistillationModule, UserError, export_student, load_student
+from lightning_biaskd.audit import audit
 from lightning_biaskd.callbacks import BiasMonitor
+from lightning_biaskd.command_line.commands import Commands
+from lightning_biaskd.training.passes import QUIET
 from lightning_biaskd.training.step import Distillation
 
 transformers = pytest.importorskip("transformers")
@@ -81,7 +87,7 @@ def test_a_text_classifier_is_distilled(backend, trainer, tmp_path):
     teacher = ClassificationModule(reader(16), optimizer=adam)
     run.fit(teacher, texts(), texts())
     assert run.callback_metrics["val/acc1"] > 0.9
-    bias = BiasStrategy("drop", "batch", "ramp", trust="class")
+    bias = by_gamma("drop", "batch", "ramp", trust="class")
     module = DistillationModule(reader(8), teacher.model, KD(), bias, teacher_backend=backend, optimizer=adam)
     before = copy.deepcopy(teacher.model.state_dict())
     run = trainer(max_epochs=40, callbacks=[BiasMonitor()])
@@ -93,6 +99,47 @@ def test_a_text_classifier_is_distilled(backend, trainer, tmp_path):
     again = DistillationModule(reader(8), teacher.model, KD(), bias, optimizer=adam)
     (tested,) = trainer(callbacks=[BiasMonitor()]).test(again, texts(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
     assert tested["test/acc1"] == pytest.approx(run.callback_metrics["val/acc1"].item())
+
+
+class Texts(LightningDataModule):
+    """The texts as a data module, as the command line takes them."""
+
+    num_classes = 2
+
+    def train_dataloader(self):
+        return texts()
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+def test_a_text_pair_is_audited(trainer):
+    module = DistillationModule(reader(8), reader(16), KD())
+    report = audit(module, Texts(), trainer(**QUIET))
+    batch = collate(REVIEWS)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    right = module.teacher(inputs).logits.argmax(1) == batch["labels"]
+    assert (report.views, report.wrong) == (len(REVIEWS), int((~right).sum()))
+
+
+def test_a_text_classifier_is_exported_as_weights(tmp_path):
+    student, batch = reader(8), collate(REVIEWS)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    path = export_student(student, tmp_path / "student.safetensors", inputs, label_names=["bad", "good"])
+    loaded = load_student(path, reader(8))
+    assert torch.equal(loaded(**inputs).logits, student.eval()(**inputs).logits)
+    assert json.loads(path.with_suffix(".safetensors.json").read_text())["inputs"] == ["input_ids", "attention_mask"]
+    with pytest.raises(UserError, match="takes input_ids, attention_mask, and graphs take images: export to safeten"):
+        export_student(student, tmp_path / "student.onnx", inputs)
+
+
+def test_the_command_exports_it_from_its_checkpoint(trainer, tmp_path):
+    module = DistillationModule(reader(8), reader(16), KD())
+    run = trainer(max_epochs=1)
+    run.fit(module, datamodule=Texts())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    again = DistillationModule(reader(8), reader(16), KD())
+    path = Commands(**QUIET).export(again, Texts(), str(tmp_path / "last.ckpt"), str(tmp_path / "student.safetensors"))
+    assert unchanged(snapshot(module.student), load_student(path, reader(8)))
 
 
 def test_the_step_is_that_of_the_networks_called_by_hand():
@@ -174,7 +221,7 @@ def test_tokens_are_rows_and_the_padding_counts_nowhere(trainer):
         return {**batch, "labels": torch.where(batch["attention_mask"] == 1, tags, -100)}
 
     module = DistillationModule(
-        Tagger(), Tagger(), KD(), BiasStrategy("swap"), ignore_index=-100, optimizer=lambda p: torch.optim.Adam(p, 0.05)
+        Tagger(), Tagger(), KD(), by_gamma("swap"), ignore_index=-100, optimizer=lambda p: torch.optim.Adam(p, 0.05)
     )
     run = trainer(max_epochs=10)
     loader = texts(tagged)

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch import Callback
 from properties import batch
 from settings import SETTINGS
-from tiny import network
+from tiny import by_gamma, network
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_biaskd import BiasStrategy, DistillationModule, TeacherCache
+from lightning_biaskd import DistillationModule, TeacherCache
 from lightning_biaskd.callbacks import BiasMonitor, DynamicWeights
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.distillers import CRD, DKD, FitNet, WeightedSum
@@ -59,7 +59,7 @@ def test_no_method_waits(name, mode):
     distiller, make = copy.deepcopy(SETTINGS[name].distiller), SETTINGS[name].outputs
     student, teacher, target = batch()
     answers = make(student.requires_grad_()), make(teacher)
-    bias = BiasStrategy(mode).double()
+    bias = by_gamma(mode).double()
     with NoSync():
         bias(distiller, *answers, target).total.backward()
 
@@ -95,7 +95,7 @@ def test_no_step_waits(method, trainer, monkeypatch):
     # as on a GPU: values are read in the first batch only
     monkeypatch.setattr("lightning_biaskd.training.checks.may_read", lambda _, batch_idx: batch_idx == 0)
     watched = Watched()
-    module = DistillationModule(network(10), network(10), method, BiasStrategy("swap"))
+    module = DistillationModule(network(10), network(10), method, by_gamma("swap"))
     callbacks = [watched, DynamicWeights(interval="step"), BiasMonitor()]
     run = trainer(callbacks=callbacks, limit_val_batches=0, log_every_n_steps=5, max_epochs=2)
     run.fit(module, DigitsDataModule(train_size=640))
@@ -110,7 +110,7 @@ def test_no_step_waits_for_the_gpu(cached, trainer, tmp_path):
     teacher = network(10)
 
     def module():
-        return DistillationModule(network(10), copy.deepcopy(teacher), DKD(), BiasStrategy("swap"), teacher_cache=cache)
+        return DistillationModule(network(10), copy.deepcopy(teacher), DKD(), by_gamma("swap"), teacher_cache=cache)
 
     if cached:
         fill_cache(module(), data, trainer(accelerator="gpu"))

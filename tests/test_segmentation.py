@@ -14,9 +14,10 @@ import torchmetrics
 import yaml
 from PIL import Image
 from processes import spawn
+from tiny import by_gamma
 from torch import nn
 
-from lightning_biaskd import BiasStrategy, ClassificationModule, DistillationModule, UserError
+from lightning_biaskd import ClassificationModule, DistillationModule, UserError
 from lightning_biaskd.__main__ import main
 from lightning_biaskd.audit import audit
 from lightning_biaskd.callbacks import BiasMonitor, ResultTable
@@ -234,7 +235,7 @@ class Coarse(nn.Module):
 @pytest.mark.parametrize("distiller", [KD(), CWD()], ids=lambda method: type(method).__name__)
 def test_a_student_is_distilled_pixel_by_pixel(coarse, distiller, tmp_path, trainer):
     networks = [Coarse() if name == coarse else UNet(3, widths=(4, 8)) for name in ("student", "teacher")]
-    bias = BiasStrategy("drop", "batch", "ramp", trust="run")
+    bias = by_gamma("drop", "batch", "ramp", trust="run")
     module = DistillationModule(*networks, distiller, bias, optimizer=lambda p: torch.optim.Adam(p, 0.01))
     run = trainer(max_epochs=2, callbacks=[BiasMonitor()], limit_val_batches=None)
     run.fit(module, camvid(tmp_path))
@@ -270,7 +271,7 @@ def test_labels_of_another_shape_and_pairs_of_images_are_refused(tmp_path, train
 
 def test_an_audit_counts_labelled_pixels(tmp_path):
     data = camvid(tmp_path, augment=False)
-    module = DistillationModule(UNet(3, (4, 8)), Coarse(), bias=BiasStrategy("drop", "batch", "ramp", trust="class"))
+    module = DistillationModule(UNet(3, (4, 8)), Coarse(), bias=by_gamma("drop", "batch", "ramp", trust="class"))
     report = audit(module, data)
     batch = data.train_set.pick(torch.arange(6))
     logits = F.interpolate(module.teacher(data.normalized(batch.image)).logits, SIZE, mode="bilinear")

@@ -7,12 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
-from tiny import CLASSES, TinyData, network, snapshot, unchanged
+from tiny import CLASSES, TinyData, by_gamma, network, snapshot, unchanged
 
 from lightning_biaskd import (
     DKD,
     KD,
-    BiasStrategy,
     DistillationModule,
     FrozenTeacher,
     UserError,
@@ -25,9 +24,9 @@ from lightning_biaskd.training.step import Distillation
 
 IMAGE, TARGET = torch.randn(12, 1, 6, 6), torch.arange(12) % CLASSES
 METHODS = {
-    "kd": lambda: (KD(2.0), BiasStrategy("swap", balance="ramp")),
+    "kd": lambda: (KD(2.0), by_gamma("swap", balance="ramp")),
     "plain dkd": lambda: (DKD(warmup_epochs=4), None),
-    "features": lambda: (WeightedSum([(KD(), 1.0), (FitNet(layers="2"), 10.0)]), BiasStrategy()),
+    "features": lambda: (WeightedSum([(KD(), 1.0), (FitNet(layers="2"), 10.0)]), by_gamma()),
 }
 
 
@@ -155,4 +154,5 @@ def test_the_lightning_module_trains_the_parts_of_its_step(trainer):
     trainer().fit(module, TinyData())
     assert module.distillation.student is module.student
     assert not unchanged(before, module.distillation.student)
-    assert module.state_dict().keys() == {f"model.{name}" for name in before}
+    counts = {f"bias.{name}" for name in module.bias.state_dict()}
+    assert module.state_dict().keys() == counts | {f"model.{name}" for name in before}

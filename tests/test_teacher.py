@@ -1,17 +1,17 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import TinyData, network, snapshot, unchanged
+from tiny import TinyData, by_gamma, network, snapshot, unchanged
 from torch import nn
 
-from lightning_biaskd import BiasStrategy, DistillationModule, FrozenTeacher, UserError
+from lightning_biaskd import DistillationModule, FrozenTeacher, UserError
 from lightning_biaskd.distillers import SDD
 from lightning_biaskd.models import resnet8
 
 
 def test_the_teacher_is_bit_equal_after_a_fit_and_in_no_checkpoint(trainer, tmp_path):
     network_t = network()
-    module = DistillationModule(network(width=2), network_t)
+    module = DistillationModule(network(width=2), network_t, bias=None)
     before, student_before = snapshot(network_t), snapshot(module.student)
     run = trainer(
         max_epochs=2, enable_checkpointing=True, callbacks=[ModelCheckpoint(dirpath=tmp_path, save_last=True)]
@@ -75,7 +75,7 @@ def test_a_network_cannot_teach_itself():
 
 
 def test_compiles_with_the_student_and_the_strategy():
-    module = DistillationModule(network(), network(), bias=BiasStrategy("swap"))
+    module = DistillationModule(network(), network(), bias=by_gamma("swap"))
 
     def step(image, target):
         teacher, student = module.teacher(image), module.outputs_of(image)

@@ -5,6 +5,8 @@ from lightning.pytorch import LightningDataModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_biaskd import BiasStrategy
+
 CLASSES = 6
 
 
@@ -17,6 +19,11 @@ def network(classes=CLASSES, width=4):
         nn.Flatten(),
         nn.Linear(4 * width, classes),
     )
+
+
+def by_gamma(mode="blend", normalize="group", balance="complement", **options):
+    """A strategy that γ alone weighs, as the paper's, unless told otherwise."""
+    return BiasStrategy(mode, normalize, balance, **{"trust": None, "label_trust": None, **options})
 
 
 class TinyData(LightningDataModule):

@@ -223,6 +223,8 @@ class BiasMonitor(EpochPicture):
             "share [%]",
             {
                 "γ, weight of hard knowledge": self._styled("bias/gamma", GREY, 100),
+                "trust in the teacher": self._styled("bias/trust", BLUE, 100),
+                "trust in labels that it contradicts": self._styled("bias/label_trust", BLUE, 100, ls="--"),
                 "teacher wrong, training views": self._styled("bias/wrong_rate", ORANGE, 100),
                 "label not on top, of rectified": self._styled("bias/not_on_top", AMBER, 100),
             },

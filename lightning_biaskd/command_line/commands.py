@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_biaskd.audit import audit
 from lightning_biaskd.errors import UserError
@@ -20,6 +20,7 @@ from lightning_biaskd.files import sha256
 from lightning_biaskd.networks.inputs import InputSpec
 from lightning_biaskd.networks.weights import load_weights, locate, read
 from lightning_biaskd.plotting import require_matplotlib
+from lightning_biaskd.training.batches import inputs_of
 from lightning_biaskd.training.classification import ClassificationModule
 from lightning_biaskd.training.distillation import DistillationModule
 from lightning_biaskd.training.fill_cache import fill_cache
@@ -131,13 +132,19 @@ def _restored(model: ClassificationModule, content: Any, ckpt_path: str, ema: bo
     return model.deployed()
 
 
-def _input_spec(model: ClassificationModule, datamodule: LightningDataModule | None) -> InputSpec:
+def _input_spec(model: ClassificationModule, datamodule: LightningDataModule | None) -> InputSpec | dict[str, Tensor]:
+    """The format of the network's images, or some of the named tensors that it takes."""
     spec = model.convert.wanted if model.convert else model.data_input or InputSpec.of_data(datamodule)
-    if spec is None:
-        raise UserError(
-            "it isn't known how the images are normalised: give data_input, or a data module with mean and std"
-        )
-    return dataclasses.replace(spec, size=spec.size or getattr(datamodule, "image_size", None))
+    if spec is not None:
+        return dataclasses.replace(spec, size=spec.size or getattr(datamodule, "image_size", None))
+    if datamodule is not None:
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        batch = next(iter(datamodule.train_dataloader()), None)
+        first = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
+        if isinstance(first, Mapping):
+            return inputs_of(first)
+    raise UserError("it isn't known how the images are normalised: give data_input, or a data module with mean and std")
 
 
 def _recipe(hparams: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -1,4 +1,4 @@
-"""YAML files of version 0.1: options that are gone are left out, so that its runs can be tested and resumed."""
+"""YAML files of version 0.1: read so that its runs can be tested and resumed as what they were."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _load_yaml = get_loader("yaml")
 
 
 def load_yaml(text: str) -> Any:
-    """The content of a YAML file, without retired options.
+    """The content of a YAML file, without retired options, and with those of a strategy that 0.1 had no words for.
 
     Raises:
         UserError: a retired option has another value than its default.
@@ -27,6 +27,11 @@ def load_yaml(text: str) -> Any:
     for name, (default, remedy) in RETIRED.items():
         if isinstance(arguments, dict) and arguments.pop(name, default) != default:
             raise UserError(f"model.{name} was an option of version 0.1: remove it, and {remedy}")
+    bias = arguments.get("bias") if isinstance(arguments, dict) else None
+    strategy = bias.get("init_args") if isinstance(bias, dict) else None
+    if isinstance(strategy, dict) and "sync" in strategy:  # written by a run, which names every option
+        for name in ("trust", "label_trust"):
+            strategy.setdefault(name, None)
     return content
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.export.untrusted import Size, confined
@@ -58,10 +58,14 @@ def write_card(path: Path, card: Mapping[str, Any]) -> None:
         file.write(json.dumps(known, indent=2) + "\n")
 
 
-def describe(network: nn.Module, spec: Mapping[str, Any] | None, input_spec: InputSpec) -> dict[str, Any]:
+def describe(
+    network: nn.Module, spec: Mapping[str, Any] | None, input_spec: InputSpec | Mapping[str, Tensor]
+) -> dict[str, Any]:
     """The part of a card that is about the network, its keys named as in timm's configurations where these have it."""
     arguments = {} if spec is None else spec["init_args"]
     name = type(network).__name__ if spec is None else spec["class_path"].rpartition(".")[2]
+    if not isinstance(input_spec, InputSpec):
+        return {"architecture": name, "model": spec, "inputs": list(input_spec)}
     seen = {"input_size": input_spec.shape, "mean": input_spec.mean, "std": input_spec.std}
     card = {"architecture": name, "model": spec, "pretrained_cfg": {**seen, "interpolation": input_spec.interpolation}}
     if spec is None or spec["class_path"] != "timm.create_model":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch.export import Dim
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec
+from lightning_biaskd.networks.named_inputs import Input, converted, leading, run
 from lightning_biaskd.networks.outputs import logits_of
 from lightning_biaskd.networks.tap import untapped
 
@@ -29,20 +30,24 @@ BATCHES = (1, 2, 5)
 class Exported(nn.Module):
     """What is exported: a copy of the network, after the normalisation if that is part of it."""
 
-    def __init__(self, network: nn.Module, input_spec: InputSpec, pixels: Pixels) -> None:
+    def __init__(self, network: nn.Module, input_spec: InputSpec | Mapping[str, Tensor], pixels: Pixels) -> None:
         super().__init__()
         self.network = untapped(network).cpu().float().requires_grad_(False)
         self.pixels = pixels
-        self.shape = input_spec.shape
         self.convert = None
+        self.named = None if isinstance(input_spec, InputSpec) else converted(input_spec, None, torch.device("cpu"))
+        if not isinstance(input_spec, InputSpec):
+            self.eval()
+            return
+        self.shape = input_spec.shape
         if pixels != "normalized":
             channels, greatest = input_spec.channels, {"unit": 1, "uint8": 255}[pixels]
             given = InputSpec([0.0] * channels, [1 / greatest] * channels)
             self.convert = InputConversion(InputSpec(input_spec.mean, input_spec.std), given)
         self.eval()
 
-    def forward(self, image: Tensor) -> Tensor:
-        return logits_of(self.network(image if self.convert is None else self.convert(image)))
+    def forward(self, image: Input) -> Tensor:
+        return logits_of(run(self.network, image if self.convert is None else self.convert(image)))
 
     def count_classes(self) -> int:
         """Of the logits."""
@@ -54,8 +59,10 @@ class Exported(nn.Module):
                 "say what it was trained to see"
             ) from error
 
-    def example(self, size: int) -> Tensor:
-        """Random images, always the same."""
+    def example(self, size: int) -> Input:
+        """Random images, always the same, or the first rows of the named tensors."""
+        if self.named is not None:
+            return leading(self.named, size)
         generator = torch.Generator().manual_seed(size)
         if self.pixels == "uint8":
             return torch.randint(256, (size, *self.shape), dtype=torch.uint8, generator=generator)
@@ -65,7 +72,7 @@ class Exported(nn.Module):
     @torch.no_grad()
     def difference(self, other: nn.Module) -> float:
         """Greatest difference of the logits, as a share of the greatest of them or of 1."""
-        pairs = [(self(image), logits_of(other(image))) for image in map(self.example, BATCHES)]
+        pairs = [(self(image), logits_of(run(other, image))) for image in map(self.example, BATCHES)]
         return float(
             torch.stack([(mine - its).abs().max() / mine.abs().max().clamp_min(1) for mine, its in pairs]).max()
         )

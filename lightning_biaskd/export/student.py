@@ -29,7 +29,7 @@ TOLERANCE = 1e-5
 def export_student(
     network: nn.Module,
     output: str | Path | None,
-    input_spec: InputSpec,
+    input_spec: InputSpec | Mapping[str, Tensor],
     format: Format | None = None,
     pixels: Pixels = "normalized",
     quantize: Literal["dynamic"] | None = None,
@@ -60,7 +60,8 @@ def export_student(
         output: a file ending in ``.safetensors``, ``.pt2`` or ``.onnx``, whose card is ``FILE.json``; or a folder, for
             ``model.safetensors`` and ``config.json``, the layout of the Hugging Face hub. ``None`` for
             ``student.FORMAT``.
-        input_spec: the format of the images that the network was trained on; its size must be given.
+        input_spec: the format of the images that the network was trained on; its size must be given. For a network that
+            takes named tensors, such as ``input_ids``, an example of them; it is written as safetensors only.
         format: ``None`` for what the output's ending says.
         pixels: what a graph takes: ``"normalized"`` images as in training; ``"unit"``, pixels as floats in [0, 1]; or
             ``"uint8"``, pixels in 0…255. The normalisation is then part of the graph.
@@ -80,6 +81,10 @@ def export_student(
         UserError: an unknown ending, a network that can't be captured or doesn't come out the same, a missing package.
     """
     path, format = _target(output, format)
+    if format != "safetensors" and not isinstance(input_spec, InputSpec):
+        raise UserError(
+            f"{type(network).__name__} takes {', '.join(input_spec)}, and graphs take images: export to safetensors"
+        )
     if format == "safetensors" and pixels != "normalized":
         raise UserError("safetensors hold weights alone: export to pt2 or onnx to have the normalisation with them")
     exported = Exported(network, input_spec, pixels)

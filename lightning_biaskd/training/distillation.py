@@ -101,7 +101,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
         teacher: nn.Module,
         distiller: Distiller = KD(),  # noqa: B008  (copied below, and read by the command line as the default)
         bias: BiasStrategy | None = BiasStrategy(),  # noqa: B008
-        ce_weight: float = 0.5,
+        ce_weight: float = 1.0,
         kd_weight: float = 0.5,
         student_weights: str | None = None,
         teacher_weights: str | None = None,
@@ -262,8 +262,12 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
         checkpoint["method"] = self._method()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("method", self._method())
+        if saved != self._method():  # the counts of another strategy tell this one nothing
+            weights = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("bias.")}
+            own = {f"bias.{name}": value for name, value in self.bias.state_dict().items()}
+            checkpoint["state_dict"] = {**weights, **own}
+        super().on_load_checkpoint(checkpoint)
         if saved != self._method():
             rank_zero_warn(f"the checkpoint was trained with {saved}; this module distils with {self._method()}")
 

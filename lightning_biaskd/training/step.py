@@ -78,7 +78,7 @@ class Distillation(nn.Module):
         >>> distillation = Distillation(resnet8(10), resnet14(10))
         >>> step = distillation(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
         >>> step.loss.requires_grad, sorted(step.logged)[:2], step.teacher.logits.shape
-        (True, ['bias/gamma', 'bias/wrong_rate'], torch.Size([4, 10]))
+        (True, ['bias/label_trust', 'bias/trust'], torch.Size([4, 10]))
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Distillation(nn.Module):
         teacher: nn.Module,
         distiller: Distiller = KD(),  # noqa: B008  (copied below)
         bias: BiasStrategy | None = BiasStrategy(),  # noqa: B008
-        ce_weight: float = 0.5,
+        ce_weight: float = 1.0,
         kd_weight: float = 0.5,
         label_smoothing: float = 0.0,
         convert: InputConversion | None = None,

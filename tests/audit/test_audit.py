@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import launch
-from tiny import CLASSES, TinyData, network
+from tiny import CLASSES, TinyData, by_gamma, network
 
 from lightning_biaskd import DKD, KD, BiasStrategy, ClassificationModule, DistillationModule, UserError, WeightedSum
 from lightning_biaskd.__main__ import main
@@ -48,7 +48,7 @@ def test_a_notebook_shows_the_report_as_tables(report):
     found = report(DistillationModule(network(), Sure()), data)
     html = found._repr_html_()
     assert "<td>12 views, 25.00%</td>" in html
-    assert html.count("<table>") == html.count("</table>") == 4
+    assert html.count("<table>") == html.count("</table>") == 5
     assert "&lt;b&gt;" in html
     assert "<b>c" not in html
     right = report(DistillationModule(network(), Sure()), Spoken(wrong=0))._repr_html_()
@@ -62,7 +62,7 @@ def answers(module, data):
 
 def test_it_counts_what_a_slow_loop_counts(report):
     method = WeightedSum([(KD(1.0), 1.0), (DKD(temperature=3.0), 0.5)])
-    module, data = DistillationModule(network(), network(), method, BiasStrategy("swap")), TinyData()
+    module, data = DistillationModule(network(), network(), method, by_gamma("swap")), TinyData()
     found = report(module, data)
     logits, target = answers(module, data)
     p = logits.softmax(1)
@@ -95,7 +95,7 @@ def test_it_counts_what_a_slow_loop_counts(report):
 
 @pytest.mark.parametrize("trust", ["student", "bounded", "run", "class"])
 def test_it_shows_how_much_teacher_each_class_gets(trust, report):
-    bias = BiasStrategy("drop", "batch", "ramp", trust=trust, refund=True)
+    bias = by_gamma("drop", "batch", "ramp", trust=trust, refund=True)
     module, data = DistillationModule(network(), network(), KD(), bias), TinyData()
     found = report(module, data)
     logits, target = answers(module, data)
@@ -112,13 +112,15 @@ def test_it_shows_how_much_teacher_each_class_gets(trust, report):
         expected = torch.where(right, shares, 0)[of_class].mean().item()
         assert entry.trust == pytest.approx(expected, abs=1e-6)
     assert "Classes that get the least of the teacher" in str(found)
-    assert "Classes that get the least" not in str(report(DistillationModule(network(), network()), data))
+    assert "Classes that get the least" not in str(
+        report(DistillationModule(network(), network(), bias=by_gamma()), data)
+    )
 
 
 @pytest.mark.parametrize("trust", ["student", "run"])
 def test_each_class_is_told_what_the_method_itself_would_get(trust, report):
     method = WeightedSum([(FitNet(layers="2"), 1.0), (LabelSmoothing(), 1.0)])
-    bias = BiasStrategy("blend", "batch", "complement", trust=trust)
+    bias = by_gamma("blend", "batch", "complement", trust=trust)
     module, data = DistillationModule(network(), network(), method, bias), TinyData()
     module.rehearse(data.loader.dataset.tensors[0])
     found = report(module, data)
@@ -147,10 +149,12 @@ def test_it_changes_nothing_and_writes_nothing(report, tmp_path):
     [(0, "right on all 48 views: there is no bias, and correcting it does nothing"), (12, "At most 12 of 48")],
 )
 def test_the_verdict_is_plain(wrong, says, report, tmp_path):
-    found = report(DistillationModule(torch.nn.Sequential(*network()), Sure()), Spoken(wrong))
+    found = report(
+        DistillationModule(torch.nn.Sequential(*network()), Sure(), bias=BiasStrategy.paper()), Spoken(wrong)
+    )
     assert found.wrong == wrong
     assert says in str(found)
-    assert ("fades right knowledge out" in str(found)) == (wrong == 0)  # the default's balance is complement
+    assert ("fades right knowledge out" in str(found)) == (wrong == 0)  # its balance is complement
     found.save(tmp_path)
     assert (tmp_path / "audit.txt").read_text().strip() == str(found)
     assert json.loads((tmp_path / "audit.json").read_text())["wrong"] == wrong
@@ -161,11 +165,11 @@ def test_the_verdict_is_plain(wrong, says, report, tmp_path):
     ("method", "bias", "says"),
     [
         (KD(), None, "Plain distillation hands the 12 wrong answers on as they are"),
-        (KD(), BiasStrategy("none"), "Mode none hands the 12 wrong"),
-        (KD(), BiasStrategy("drop"), "Mode drop drops the 12 wrong answers"),
-        (KD(), BiasStrategy("swap"), "one wrong view weighs as much as 3 right ones at γ = ½"),
-        (KD(), BiasStrategy("swap", balance="ramp"), "as 3 right ones at γ = 1"),
-        (LabelSmoothing(), BiasStrategy("swap"), "reads no logits, so the strategy drops"),
+        (KD(), by_gamma("none"), "Mode none hands the 12 wrong"),
+        (KD(), by_gamma("drop"), "Mode drop drops the 12 wrong answers"),
+        (KD(), by_gamma("swap"), "one wrong view weighs as much as 3 right ones at γ = ½"),
+        (KD(), by_gamma("swap", balance="ramp"), "as 3 right ones at γ = 1"),
+        (LabelSmoothing(), by_gamma("swap"), "reads no logits, so the strategy drops"),
     ],
 )
 def test_it_tells_what_the_configured_strategy_does(method, bias, says, report):

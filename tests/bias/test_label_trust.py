@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from processes import spawn
-from tiny import CLASSES, CompilationCount
+from tiny import CLASSES, CompilationCount, by_gamma
 
 from lightning_biaskd import KD, BiasStrategy, Outputs, UserError
 from lightning_biaskd.bias import partition, rectify, rectify_logits, running_trust, trust
@@ -28,7 +28,7 @@ def batches():
 
 
 def strategy(form, mode="swap", **options):
-    bias = BiasStrategy(mode, "batch", "equal", label_trust=form, **options).double()
+    bias = by_gamma(mode, "batch", "equal", label_trust=form, **options).double()
     if form == "run":
         bias.running_labels.width = 0.5  # so wide that no trust is cut off at 0 or 1
     return bias
@@ -114,10 +114,10 @@ def test_labels_that_the_student_never_gives_leave_the_teacher_as_it_is():
     truth = torch.randint(CLASSES, (200,), generator=generator)
     noisy = torch.where(torch.rand(200, generator=generator) < 0.4, (truth + 1) % CLASSES, truth)
     answers = 3.0 * F.one_hot(truth, CLASSES)
-    bias = BiasStrategy("swap", "batch", "equal", label_trust="run")
+    bias = by_gamma("swap", "batch", "equal", label_trust="run")
     plain = KD()(Outputs(0.5 * answers), Outputs(answers), noisy).mean()
     torch.testing.assert_close(bias(KD(), Outputs(0.5 * answers), Outputs(answers), noisy).total, plain)
-    corrected = BiasStrategy("swap", "batch", "equal")(KD(), Outputs(0.5 * answers), Outputs(answers), noisy).total
+    corrected = by_gamma("swap", "batch", "equal")(KD(), Outputs(0.5 * answers), Outputs(answers), noisy).total
     assert corrected > 1.2 * plain
 
 
@@ -126,16 +126,23 @@ def test_labels_that_the_student_gives_correct_the_teacher_in_full():
     answers = 3.0 * F.one_hot(torch.where(torch.arange(200) < 80, (truth + 1) % CLASSES, truth), CLASSES)
     student = Outputs(0.5 * F.one_hot(truth, CLASSES))
     losses = [
-        BiasStrategy("swap", "batch", "equal", label_trust=form)(KD(), student, Outputs(answers), truth).total
+        by_gamma("swap", "batch", "equal", label_trust=form)(KD(), student, Outputs(answers), truth).total
         for form in ("run", None)
     ]
     assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("mode", ["none", "drop"])
-def test_without_a_correction_it_is_refused(mode):
-    with pytest.raises(UserError, match=f"mode '{mode}' corrects nothing: leave it out"):
-        BiasStrategy(mode, "batch", label_trust="run")
+def test_where_nothing_is_corrected_it_has_no_effect(mode):
+    bias, plain = (BiasStrategy(mode, trust=None, label_trust=form) for form in ("run", None))
+    student, teacher, target = next(batches())
+    losses = [each(KD(), Outputs(student), Outputs(teacher), target) for each in (bias, plain)]
+    assert torch.equal(losses[0].total, losses[1].total)
+    assert losses[0].label_trust is None
+    assert not bias.state_dict()
+
+
+def test_an_unknown_word_is_refused():
     with pytest.raises(UserError, match="unknown label_trust 'class': choose student, run, None"):
         BiasStrategy("swap", label_trust="class")
 

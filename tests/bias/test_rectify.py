@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tiny import by_gamma
 
-from lightning_biaskd import KD, BiasStrategy, Outputs
+from lightning_biaskd import KD, Outputs
 from lightning_biaskd.bias import partition, rectify, rectify_logits
 from lightning_biaskd.command_line.shipped import CONFIGS
 from lightning_biaskd.errors import UserError
@@ -183,7 +184,7 @@ def test_arguments_of_revision_with_another_mode_are_refused(call, argument, mod
     with pytest.raises(UserError, match=f"belong to mode 'revise' and have no effect on '{mode}'"):
         call(torch.tensor([[0.7, 0.3]]), torch.tensor([1]), mode, **argument)
     with pytest.raises(UserError, match="belong to mode 'revise'"):
-        BiasStrategy(mode, **argument)
+        by_gamma(mode, **argument)
 
 
 @pytest.mark.parametrize("eta", [0.0, -1.0, 1.01, float("nan")])
@@ -192,7 +193,7 @@ def test_an_eta_out_of_range_is_refused(eta):
         with pytest.raises(UserError, match="eta must be above 0 and at most 1"):
             call(torch.tensor([[0.7, 0.3]]), torch.tensor([1]), "revise", eta=eta)
     with pytest.raises(UserError, match="eta must be"):
-        BiasStrategy("revise", eta=eta)
+        by_gamma("revise", eta=eta)
 
 
 def test_lifting_raw_logits_is_refused():
@@ -204,7 +205,7 @@ def test_lifting_raw_logits_is_refused():
 def test_the_strategy_hands_over_what_is_revised_by_eta(lift_right):
     z, target = random_case(40)
     student, tau = torch.randn_like(z), 2.0
-    bias = BiasStrategy("revise", "batch", "ramp", eta=0.6, lift_right=lift_right).double()
+    bias = by_gamma("revise", "batch", "ramp", eta=0.6, lift_right=lift_right).double()
     bias.gamma.fill_(1.0)
     rows = [revised(row, y, 0.6, lift_right) for row, y in zip((z / tau).softmax(1).tolist(), target, strict=True)]
     teacher = tau * torch.tensor(rows, dtype=torch.float64).clamp_min(1e-300).log()
@@ -217,7 +218,7 @@ def test_the_strategy_hands_over_what_is_revised_by_eta(lift_right):
 def test_the_shipped_mft_hands_over_what_its_paper_says():
     """Where wrong: as much of the label as puts it τ above the former first class. Where right: τ more of it."""
     content = yaml.safe_load((CONFIGS / "bias" / "mft.yaml").read_text())
-    bias = BiasStrategy(**content["model"]["init_args"]["bias"]["init_args"])
+    bias = by_gamma(**content["model"]["init_args"]["bias"]["init_args"])
     assert bias.balance == "equal"
     z, target = random_case(200)
     handed_over = (bias.rectified(KD(2.0), z, target) / 2).softmax(1)

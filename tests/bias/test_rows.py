@@ -8,9 +8,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from processes import spawn
 from settings import SETTINGS
-from tiny import CompilationCount
+from tiny import CompilationCount, by_gamma
 
-from lightning_biaskd import KD, BiasStrategy, Outputs, UserError
+from lightning_biaskd import KD, Outputs, UserError
 from lightning_biaskd.bias import Plain
 from lightning_biaskd.bias.rows import rows_of
 from lightning_biaskd.distillers import AT, CWD, DIST, DKD, cwd_loss
@@ -36,7 +36,7 @@ def pixels(student, teacher, target):
 
 
 def strategy(mode, gamma=0.3, **kwargs):
-    bias = BiasStrategy(mode, **kwargs).double()
+    bias = by_gamma(mode, **kwargs).double()
     bias.gamma.fill_(gamma)
     return bias
 
@@ -223,7 +223,7 @@ def test_it_compiles_in_one_graph_whatever_is_ignored():
         torch.nn.Conv2d(3, CLASSES, 1),
         torch.nn.Conv2d(3, CLASSES, 1),
         DKD(),
-        BiasStrategy("swap", "batch", "ramp", trust="run", refund=True),
+        by_gamma("swap", "batch", "ramp", trust="run", refund=True),
         ignore_index=IGNORED,
     )
     graphs = CompilationCount()

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import spawn
-from tiny import CLASSES, CompilationCount, network
+from tiny import CLASSES, CompilationCount, by_gamma, network
 
-from lightning_biaskd import KD, BiasStrategy, Outputs
+from lightning_biaskd import KD, Outputs
 from lightning_biaskd.bias import running_trust
 from lightning_biaskd.bias.running_trust import RunningTrust
 from lightning_biaskd.training.step import Distillation
@@ -45,7 +45,7 @@ def slow_trust(form, memory):
 
 
 def trained(form):
-    bias = BiasStrategy("none", "batch", "ramp", trust=form, refund=True)
+    bias = by_gamma("none", "batch", "ramp", trust=form, refund=True)
     bias.gamma.fill_(1.0)
     bias.running.width = WIDTH
     return bias, torch.stack([bias(KD(), Outputs(s), Outputs(t), y).trust for s, t, y in batches()])
@@ -88,14 +88,14 @@ def test_evaluation_counts_nothing(form):
 
 
 def test_without_running_accuracies_there_is_no_state():
-    assert not BiasStrategy().state_dict()
-    assert not BiasStrategy("drop", "batch", trust="student").state_dict()
+    assert not by_gamma().state_dict()
+    assert not by_gamma("drop", "batch", trust="student").state_dict()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_counts_are_resumed(form):
     bias, _ = trained(form)
-    fresh = BiasStrategy("none", "batch", "ramp", trust=form, refund=True)
+    fresh = by_gamma("none", "batch", "ramp", trust=form, refund=True)
     fresh.load_state_dict(bias.state_dict())
     fresh.gamma.fill_(1.0)
     fresh.running.width = WIDTH
@@ -108,7 +108,7 @@ def test_the_counts_are_resumed(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_it_compiles_in_one_graph(form):
     count = CompilationCount()
-    step = Distillation(network(), network(), KD(), BiasStrategy("drop", "batch", "ramp", trust=form, refund=True))
+    step = Distillation(network(), network(), KD(), by_gamma("drop", "batch", "ramp", trust=form, refund=True))
     step.rehearse(torch.randn(2, 1, 6, 6))
     eager = copy.deepcopy(step.bias)
     torch._dynamo.reset()
@@ -125,7 +125,7 @@ def run_rank(rank, world, folder):
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", world), rank=rank, world_size=world)
     results = {}
     for form in ("student", "wsld", "bounded", *FORMS):
-        bias = BiasStrategy("swap", "batch", "ramp", trust=form, refund=True)
+        bias = by_gamma("swap", "batch", "ramp", trust=form, refund=True)
         bias.gamma.fill_(0.3)
         steps = []
         for student, teacher, target in batches():
@@ -145,7 +145,7 @@ def run_rank(rank, world, folder):
 def test_two_ranks_trust_as_one_process(tmp_path):
     spawn(run_rank, (2, str(tmp_path)), nprocs=2)
     for form, steps in torch.load(tmp_path / "results.pt").items():
-        bias = BiasStrategy("swap", "batch", "ramp", trust=form, refund=True)
+        bias = by_gamma("swap", "batch", "ramp", trust=form, refund=True)
         bias.gamma.fill_(0.3)
         for (total, shares), (student, teacher, target) in zip(steps, batches(), strict=True):
             loss = bias(KD(), Outputs(student), Outputs(teacher), target)

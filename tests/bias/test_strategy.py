@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CompilationCount
+from tiny import CompilationCount, by_gamma
 
-from lightning_biaskd import DKD, KD, BiasStrategy, Distiller, Needs, Outputs, WeightedSum
+from lightning_biaskd import DKD, KD, Distiller, Needs, Outputs, WeightedSum
 from lightning_biaskd.bias import partition
 
 CASES = json.loads((Path(__file__).parents[1] / "reference" / "bias_vectors.json").read_text())["cases"]
@@ -57,7 +57,7 @@ def test_losses_equal_the_reference_vectors(case):
     tau = case["temperature"]
     assert len(case["losses"]) == 36
     for loss in case["losses"]:
-        bias = BiasStrategy(loss["mode"], loss["normalize"]).double()
+        bias = by_gamma(loss["mode"], loss["normalize"]).double()
         bias.gamma.fill_(loss["gamma"])
         actual = bias(KD(tau), student, teacher, target)
         ce = F.cross_entropy(student.logits, target)
@@ -71,7 +71,7 @@ def test_losses_equal_the_reference_vectors(case):
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 def test_ramp_keeps_right_knowledge_at_full_weight(gamma):
     student, teacher, target = batch()
-    bias = BiasStrategy("swap", balance="ramp").double()
+    bias = by_gamma("swap", balance="ramp").double()
     bias.gamma.fill_(gamma)
     loss = bias(KD(), student, teacher, target)
     torch.testing.assert_close(loss.total, loss.right + gamma * loss.rectified)
@@ -80,7 +80,7 @@ def test_ramp_keeps_right_knowledge_at_full_weight(gamma):
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 def test_equal_weights_are_those_of_ramp_at_full_gamma(gamma):
     student, teacher, target = batch()
-    bias, ramp = (BiasStrategy("swap", balance=balance).double() for balance in ("equal", "ramp"))
+    bias, ramp = (by_gamma("swap", balance=balance).double() for balance in ("equal", "ramp"))
     bias.gamma.fill_(gamma)
     ramp.gamma.fill_(1.0)
     torch.testing.assert_close(bias(KD(), student, teacher, target).total, ramp(KD(), student, teacher, target).total)
@@ -88,7 +88,7 @@ def test_equal_weights_are_those_of_ramp_at_full_gamma(gamma):
 
 def test_at_full_gamma_ramp_by_batch_is_the_mean_over_all_samples():
     student, teacher, target = batch()
-    bias = BiasStrategy("none", normalize="batch", balance="ramp").double()
+    bias = by_gamma("none", normalize="batch", balance="ramp").double()
     bias.gamma.fill_(1.0)
     torch.testing.assert_close(bias(KD(), student, teacher, target).total, KD()(student, teacher, target).mean())
 
@@ -100,7 +100,7 @@ def test_at_full_gamma_ramp_by_batch_is_the_mean_over_all_samples():
 @pytest.mark.parametrize(("rows", "shift"), [(8, 30.0), (8, -30.0), (1, 30.0), (1, -30.0)])
 def test_extreme_batches_are_finite_with_exact_zeros(mode, normalize, dtype, space, rows, shift):
     student, teacher, target = batch(rows, dtype=dtype, shift=shift)
-    bias = BiasStrategy(mode, normalize, space=space)
+    bias = by_gamma(mode, normalize, space=space)
     bias.gamma.fill_(0.4)
     loss = bias(WeightedSum([(KD(), 1.0), (DKD(), 1.0), (FeatureGap(), 1.0)]), student, teacher, target)
     assert all(value.isfinite() for value in loss[:4])
@@ -116,7 +116,7 @@ def test_huge_logits_at_temperature_one_are_finite(mode, distiller):
     generator = torch.Generator().manual_seed(0)
     student, teacher = (1e4 * (2 * torch.rand(8, 5, generator=generator) - 1) for _ in range(2))
     student.requires_grad_()
-    bias = BiasStrategy(mode)
+    bias = by_gamma(mode)
     bias.gamma.fill_(0.5)
     loss = bias(distiller, Outputs(student), Outputs(teacher), torch.arange(8) % 5)
     loss.total.backward()
@@ -128,7 +128,7 @@ def test_dropped_samples_add_nothing():
     student, teacher, target = batch()
     wrong = ~partition(teacher.logits, target)
     assert wrong.any()
-    bias = BiasStrategy("drop").double()
+    bias = by_gamma("drop").double()
     loss = bias(WeightedSum([(KD(), 1.0), (FeatureGap(), 1.0), (PairGap(), 1.0)]), student, teacher, target)
     loss.total.backward()
     assert (student.logits.grad[wrong] == 0).all()
@@ -142,19 +142,19 @@ def test_gamma_leaves_feature_methods_alone_and_they_may_be_kept():
     right = partition(teacher.logits, target)
     for gamma in (0.0, 0.7):
         for normalize, expected in (("group", losses[right].mean()), ("batch", losses[right].sum() / len(right))):
-            bias = BiasStrategy("blend", normalize).double()
+            bias = by_gamma("blend", normalize).double()
             bias.gamma.fill_(gamma)
             loss = bias(FeatureGap(), student, teacher, target)
             torch.testing.assert_close(loss.total, expected)
             assert loss.rectified == 0
-        kept = BiasStrategy(features="keep").double()
+        kept = by_gamma(features="keep").double()
         kept.gamma.fill_(gamma)
         torch.testing.assert_close(kept(FeatureGap(), student, teacher, target).total, losses.mean())
 
 
 def test_a_weighted_sum_is_treated_part_by_part():
     student, teacher, target = batch()
-    bias = BiasStrategy().double()
+    bias = by_gamma().double()
     bias.gamma.fill_(0.3)
     parts = [(KD(2.0), 0.5), (DKD(), 2.0), (FeatureGap(), 3.0)]
     together = bias(WeightedSum(parts), student, teacher, target)
@@ -167,18 +167,18 @@ def test_a_weighted_sum_is_treated_part_by_part():
 @pytest.mark.parametrize("argument", ["mode", "normalize", "balance", "space", "features"])
 def test_unknown_words_are_refused(argument):
     with pytest.raises(ValueError, match=f"unknown {argument} 'nonsense': choose "):
-        BiasStrategy(**{argument: "nonsense"})
+        by_gamma(**{argument: "nonsense"})
 
 
 def test_gamma_is_in_no_state_dict():
-    assert not BiasStrategy().state_dict()
+    assert not by_gamma().state_dict()
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("distiller", [KD(), DKD(), WeightedSum([(KD(), 1.0), (FeatureGap(), 2.0)])])
 def test_compiles_once_while_gamma_moves(mode, distiller):
     count = CompilationCount()
-    bias = BiasStrategy(mode).double()
+    bias = by_gamma(mode).double()
     step = torch.compile(lambda *args: bias(distiller, *args), backend=count, fullgraph=True)
     for i in range(10):
         student, teacher, target = batch()

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CLASSES, CompilationCount, network
+from tiny import CLASSES, CompilationCount, by_gamma, network
 
-from lightning_biaskd import KD, BiasStrategy, Outputs, UserError, WeightedSum
+from lightning_biaskd import KD, Outputs, UserError, WeightedSum
 from lightning_biaskd.bias import partition, trust
 from lightning_biaskd.distillers import FitNet, LabelSmoothing
 from lightning_biaskd.training.step import Distillation
@@ -77,7 +77,7 @@ IMAGE, TARGET = torch.randn(16, 1, 6, 6), torch.arange(16) % CLASSES
 @pytest.mark.parametrize("mode", ["swap", "drop", "none"])
 @pytest.mark.parametrize("balance", ["ramp", "complement"])
 def test_the_refunded_loss_is_its_sum_over_samples(form, mode, balance):
-    bias = BiasStrategy(mode, "batch", balance, trust=form, refund=True)
+    bias = by_gamma(mode, "batch", balance, trust=form, refund=True)
     step = Distillation(network(), network(), KD(2.0), bias, ce_weight=0.4, kd_weight=0.7).double().eval()
     step.bias.gamma.fill_(0.3)
     image = IMAGE.double()
@@ -102,8 +102,8 @@ def test_the_refunded_loss_is_its_sum_over_samples(form, mode, balance):
 def test_without_trust_and_refund_nothing_changes():
     torch.manual_seed(0)
     student, teacher = network(), network()
-    plain = Distillation(student, teacher, bias=BiasStrategy("swap", "batch", "ramp")).eval()
-    trusted = Distillation(student, teacher, bias=BiasStrategy("swap", "batch", "ramp", trust="student")).eval()
+    plain = Distillation(student, teacher, bias=by_gamma("swap", "batch", "ramp")).eval()
+    trusted = Distillation(student, teacher, bias=by_gamma("swap", "batch", "ramp", trust="student")).eval()
     for step in (plain, trusted):
         step.bias.gamma.fill_(1.0)
     assert plain(IMAGE, TARGET).loss > trusted(IMAGE, TARGET).loss
@@ -113,7 +113,7 @@ def test_without_trust_and_refund_nothing_changes():
 
 def test_every_kind_of_method_is_trusted_by_its_kind():
     method = WeightedSum([(KD(), 1.0), (FitNet(layers="2"), 10.0), (LabelSmoothing(), 1.0)])
-    bias = BiasStrategy("drop", "batch", "ramp", trust="bounded", refund=True)
+    bias = by_gamma("drop", "batch", "ramp", trust="bounded", refund=True)
     step = Distillation(network(), network(), method, bias)
     step.rehearse(IMAGE)
     loss = step.eval().bias(step.distiller, step.outputs_of(IMAGE), step.teacher(IMAGE), TARGET)
@@ -125,7 +125,7 @@ def test_every_kind_of_method_is_trusted_by_its_kind():
 
 def test_it_compiles_in_one_graph_and_gamma_moves_without_another():
     count = CompilationCount()
-    bias = BiasStrategy("swap", "batch", "ramp", trust="student", refund=True)
+    bias = by_gamma("swap", "batch", "ramp", trust="student", refund=True)
     student, teacher = Outputs(torch.randn(8, 5)), Outputs(torch.randn(8, 5))
     torch._dynamo.reset()
     bias.compile(fullgraph=True, backend=count)
@@ -137,6 +137,6 @@ def test_it_compiles_in_one_graph_and_gamma_moves_without_another():
 
 def test_what_cannot_be_refunded_is_one_line():
     with pytest.raises(UserError, match="refund needs normalize='batch'"):
-        BiasStrategy(refund=True)
+        by_gamma(refund=True)
     with pytest.raises(UserError, match="unknown trust 'teacher': choose student, wsld, bounded, run, class, None"):
-        BiasStrategy(trust="teacher")
+        by_gamma(trust="teacher")

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
-from tiny import TinyData, network
+from tiny import TinyData, by_gamma, network
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_biaskd import BiasStrategy, DistillationModule, DynamicWeights, UserError
+from lightning_biaskd import DistillationModule, DynamicWeights, UserError
 from lightning_biaskd.bias import cosine, linear
 
 
@@ -20,7 +20,7 @@ class Recorder(Callback):
 
 def gammas(trainer, *callbacks, data=None, fit=None, **kwargs):
     recorder = Recorder()
-    module = DistillationModule(network(), network(), bias=BiasStrategy())
+    module = DistillationModule(network(), network(), bias=by_gamma())
     run = trainer(callbacks=[*callbacks, recorder], limit_val_batches=0, **kwargs)
     run.fit(module, TinyData(batch_size=24) if data is None else data, **(fit or {}))
     return recorder.gammas

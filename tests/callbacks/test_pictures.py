@@ -8,10 +8,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from tiny import CLASSES, TinyData, network
+from tiny import CLASSES, TinyData, by_gamma, network
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_biaskd import KD, BiasStrategy, ClassificationModule, DistillationModule, UserError
+from lightning_biaskd import KD, ClassificationModule, DistillationModule, UserError
 from lightning_biaskd.bias import rectify_logits
 from lightning_biaskd.callbacks import BiasMonitor, CurvePlot, History
 from lightning_biaskd.metrics import CalibrationError, DistributionGap
@@ -24,7 +24,7 @@ def still(params):
 
 
 def distillation(bias=None, **kwargs):
-    return DistillationModule(network(), network(), KD(1.0), bias or BiasStrategy("blend"), **kwargs)
+    return DistillationModule(network(), network(), KD(1.0), bias or by_gamma("blend"), **kwargs)
 
 
 def answers(module, loader):
@@ -39,7 +39,7 @@ def share(flags):
 
 
 def test_the_monitor_counts_what_the_steps_saw(trainer):
-    module, data = distillation(BiasStrategy("blend", space="logits"), optimizer=still), TinyData()
+    module, data = distillation(by_gamma("blend", space="logits"), optimizer=still), TinyData()
     run = trainer(callbacks=[BiasMonitor()])
     run.fit(module, data)
     seen = {key: value.item() for key, value in run.callback_metrics.items()}
@@ -65,7 +65,7 @@ def test_the_monitor_counts_what_the_steps_saw(trainer):
 
 @pytest.mark.parametrize("trust", [None, "student", "class"])
 def test_the_monitor_shows_how_much_teacher_each_class_gets(trust, trainer, tmp_path):
-    bias = BiasStrategy("drop", "batch", "ramp", trust=trust, refund=True)
+    bias = by_gamma("drop", "batch", "ramp", trust=trust, refund=True)
     module, data, seen = distillation(bias, optimizer=still), TinyData(), []
 
     class Listening(Callback):
@@ -87,7 +87,7 @@ def test_the_monitor_shows_how_much_teacher_each_class_gets(trust, trainer, tmp_
 @pytest.mark.parametrize("bias", ["drop", "none"])
 def test_a_mode_that_corrects_nothing_has_no_corrected_share(bias, trainer):
     run = trainer(callbacks=[BiasMonitor()])
-    run.fit(distillation(BiasStrategy(bias)), TinyData())
+    run.fit(distillation(by_gamma(bias)), TinyData())
     assert "bias/not_on_top" not in run.callback_metrics
 
 

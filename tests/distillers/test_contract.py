@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from properties import batch
-from tiny import TinyData, network
+from tiny import TinyData, by_gamma, network
 
 from lightning_biaskd import (
     DKD,
@@ -42,7 +42,7 @@ def test_a_method_warms_up_alike_wherever_it_stands(wrap):
     student, teacher, target = batch()
     outputs = Outputs(student), Outputs(teacher), target
     full = DKD(warmup_epochs=0)(*outputs)
-    everything = BiasStrategy("none", "batch", "ramp")
+    everything = by_gamma("none", "batch", "ramp")
     everything.gamma.fill_(1.0)
     for epoch, factor in ((0, 1 / 20), (9, 0.5), (19, 1.0), (50, 1.0), (4, 0.25)):
         method = wrap(DKD(warmup_epochs=20))
@@ -123,10 +123,10 @@ def test_a_default_stands_once_in_the_constructor():
 def test_what_a_strategy_corrects_and_logs():
     student, teacher, target = batch()
     outputs = Outputs(student), Outputs(teacher), target
-    for strategy in (BiasStrategy("none"), BiasStrategy("drop"), Plain()):
+    for strategy in (by_gamma("none"), by_gamma("drop"), Plain()):
         assert strategy.rectified(KD(), teacher, target) is None
-    assert BiasStrategy().rectified(SP(), teacher, target) is None
-    assert not torch.equal(BiasStrategy().rectified(KD(), teacher, target), teacher)
+    assert by_gamma().rectified(SP(), teacher, target) is None
+    assert not torch.equal(by_gamma().rectified(KD(), teacher, target), teacher)
     plain, bias = Plain(), BiasStrategy.paper()
     assert list(plain.logged(plain(KD(), *outputs))) == ["bias/wrong_rate"]
     assert list(bias.logged(bias(KD(), *outputs))) == [
@@ -135,7 +135,7 @@ def test_what_a_strategy_corrects_and_logs():
         "bias/wrong_rate",
         "bias/gamma",
     ]
-    assert repr(bias) == repr(BiasStrategy("blend", "group", "complement"))
+    assert repr(bias) == repr(by_gamma("blend", "group", "complement"))
     assert repr(plain) == "Plain()"
 
 

@@ -8,9 +8,9 @@ import yaml
 from jsonargparse import ArgumentParser
 from properties import batch
 from settings import NEAR, SETTINGS, wkd
-from tiny import CompilationCount
+from tiny import CompilationCount, by_gamma
 
-from lightning_biaskd import BiasStrategy, Distiller, Outputs, UserError, distillers
+from lightning_biaskd import Distiller, Outputs, UserError, distillers
 from lightning_biaskd.command_line.shipped import CONFIGS
 from lightning_biaskd.distillers import CTKD, MLKD, RC, RLD, SLD, WKD, class_distances, mlkd_loss, rld_loss
 
@@ -74,7 +74,7 @@ def test_ctkd_is_rectified_at_the_temperature_that_it_has_learned():
         distiller.theta.fill_(-1.0)
     torch.testing.assert_close(distiller.temperature.item(), 1 + 20 / (1 + torch.e))
     before = repr(distiller)
-    bias = BiasStrategy("blend")
+    bias = by_gamma("blend")
     bias.gamma.fill_(1.0)
     bias(distiller, Outputs(student), Outputs(teacher), target).total.backward()
     assert distiller.theta.grad.isfinite()
@@ -156,7 +156,7 @@ def test_sld_takes_the_student_for_a_second_teacher_from_epoch_151():
 
 def test_sld_swaps_what_the_strategy_would_have_swapped():
     student, teacher, target = batch()
-    losses = [BiasStrategy(mode)(SLD(), Outputs(student), Outputs(teacher), target) for mode in ("none", "swap")]
+    losses = [by_gamma(mode)(SLD(), Outputs(student), Outputs(teacher), target) for mode in ("none", "swap")]
     torch.testing.assert_close(losses[0], losses[1])
 
 

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from properties import ALL, batch
 from settings import SETTINGS
+from tiny import by_gamma
 
 from lightning_biaskd import (
     DKD,
     KD,
-    BiasStrategy,
     DistillationModule,
     Distiller,
     Needs,
@@ -82,7 +82,7 @@ class Own(Distiller):
 
 
 @pytest.mark.parametrize("wrap", [lambda method: method, LogitStandardization, lambda m: WeightedSum([(m, 1.0)])])
-@pytest.mark.parametrize("bias", [BiasStrategy("swap"), BiasStrategy("none", "batch", "ramp"), None])
+@pytest.mark.parametrize("bias", [by_gamma("swap"), by_gamma("none", "batch", "ramp"), None])
 def test_any_method_can_warm_up(wrap, bias):
     totals, (student, teacher, target) = [], batch()
     for method in (wrap(Own()), wrap(Own(warmup_epochs=4))):

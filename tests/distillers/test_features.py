@@ -6,9 +6,9 @@ import pytest
 import torch
 from feature_settings import FEATURE_SETTINGS, SHAPES, feature, featured
 from properties import batch
-from tiny import TinyData, snapshot
+from tiny import TinyData, by_gamma, snapshot
 
-from lightning_biaskd import BiasStrategy, DistillationModule, Outputs, UserError
+from lightning_biaskd import DistillationModule, Outputs, UserError
 from lightning_biaskd.distillers import (
     AT,
     CC,
@@ -167,7 +167,7 @@ def test_dropped_samples_enter_only_the_students_statistics():
     for answer in teachers:
         leaf = student.clone().requires_grad_()
         hint.load_state_dict(was)
-        total = BiasStrategy()(hint.train(), featured(leaf), answer, target).total
+        total = by_gamma()(hint.train(), featured(leaf), answer, target).total
         results.append((total, *torch.autograd.grad(total, [leaf, *hint.parameters()])))
     hint.load_state_dict(was)
     hint.eval()

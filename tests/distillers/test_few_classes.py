@@ -4,9 +4,10 @@ import pytest
 import torch
 from feature_settings import HINT
 from settings import SETTINGS, mapped
+from tiny import by_gamma
 from torch import nn
 
-from lightning_biaskd import BiasStrategy, Outputs
+from lightning_biaskd import Outputs
 from lightning_biaskd.distillers import (
     AT,
     CATKD,
@@ -53,7 +54,7 @@ def case(setting, rows, classes):
 def ways():
     yield lambda method, *args: method(*args).mean()
     for mode in MODES:
-        bias = BiasStrategy(mode).double()
+        bias = by_gamma(mode).double()
         bias.gamma.fill_(0.5)
         yield lambda method, *args, bias=bias: bias(method, *args).total
 
@@ -89,7 +90,7 @@ def test_a_method_teaches_or_refuses(name, rows, classes):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("bias", [None, BiasStrategy("swap").double()], ids=["plain", "biased"])
+@pytest.mark.parametrize("bias", [None, by_gamma("swap").double()], ids=["plain", "biased"])
 def test_who_teaches_nothing_with_two_classes_says_so(method, who, bias):
     for classes in (3, 2):
         student = torch.randn(8, classes, dtype=torch.float64, requires_grad=True)

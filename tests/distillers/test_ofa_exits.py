@@ -7,10 +7,10 @@ import torch
 from logit_settings import ofa
 from projector_settings import convolved, flat, mean, normed, projected, read, relu, settled
 from properties import ALL, batch, trained
-from tiny import CLASSES, CompilationCount, TinyData, network
+from tiny import CLASSES, CompilationCount, TinyData, by_gamma, network
 from torch.nn.utils import vector_to_parameters
 
-from lightning_biaskd import BiasStrategy, DistillationModule, Outputs, UserError
+from lightning_biaskd import DistillationModule, Outputs, UserError
 from lightning_biaskd.distillers import OFA
 
 MODES = ("swap", "blend", "onehot", "revise", "none", "drop")
@@ -90,7 +90,7 @@ PUBLISHED = 7.028332623011978
 def test_every_mode_reaches_the_student_and_the_exits(mode, shift):
     student, teacher, target = batch(shift=shift)
     student.requires_grad_()
-    bias = BiasStrategy(mode).double()
+    bias = by_gamma(mode).double()
     bias.gamma.fill_(0.3)
     loss = bias(EXITS, projected(student), projected(teacher), target)
     gradients = torch.autograd.grad(loss.total, [student, *trained(EXITS)])
@@ -101,7 +101,7 @@ def test_every_mode_reaches_the_student_and_the_exits(mode, shift):
 
 def test_a_corrected_teacher_corrects_the_exits_too():
     student, teacher, target = batch(shift=-30.0)
-    bias = BiasStrategy("swap", "batch").double()
+    bias = by_gamma("swap", "batch").double()
     bias.gamma.fill_(1.0)
     corrected = bias.rectified(EXITS, teacher, target)
     expected = EXITS(projected(student), Outputs(corrected), target).mean()
@@ -109,7 +109,7 @@ def test_a_corrected_teacher_corrects_the_exits_too():
 
 
 def test_compiles_once():
-    method, count, bias = copy.deepcopy(EXITS), CompilationCount(), BiasStrategy().double()
+    method, count, bias = copy.deepcopy(EXITS), CompilationCount(), by_gamma().double()
     step = torch.compile(lambda s, t, y: bias(method, projected(s), projected(t), y), backend=count, fullgraph=True)
     for gamma in (0.0, 0.4, 1.0):
         student, teacher, target = batch(shift=4.0)

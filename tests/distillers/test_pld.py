@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from properties import batch
+from tiny import by_gamma
 
-from lightning_biaskd import BiasStrategy
 from lightning_biaskd.distillers import PLD, pld_loss
 from lightning_biaskd.training.step import Distillation
 
@@ -57,7 +57,7 @@ def test_without_cross_entropy_a_dropped_sample_needs_the_refund():
     target = (teacher(input).argmax(1) + 1) % 3  # wrong on every sample
     for refund, teaches in ((False, False), (True, True)):
         student = torch.nn.Linear(3, 3)
-        bias = BiasStrategy("drop", "batch", "ramp", refund=refund)
+        bias = by_gamma("drop", "batch", "ramp", refund=refund)
         step = Distillation(student, teacher, PLD(), bias, ce_weight=0.0, kd_weight=1.0)(input, target)
         step.loss.backward()
         assert (student.weight.grad.abs().sum() > 0) == teaches

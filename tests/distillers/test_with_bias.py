@@ -6,9 +6,8 @@ import pytest
 import torch
 from properties import batch, trained
 from settings import SETTINGS
-from tiny import CompilationCount
+from tiny import CompilationCount, by_gamma
 
-from lightning_biaskd import BiasStrategy
 from lightning_biaskd.bias import partition
 
 MODES = ("swap", "blend", "onehot", "revise", "none", "drop")
@@ -18,7 +17,7 @@ every_mode = pytest.mark.parametrize("mode", MODES)
 
 
 def strategy(mode, gamma=0.3, **kwargs):
-    bias = BiasStrategy(mode, **kwargs).double()
+    bias = by_gamma(mode, **kwargs).double()
     bias.gamma.fill_(gamma)
     return bias
 
@@ -91,7 +90,7 @@ def test_a_method_that_reads_no_teacher_is_left_alone(name, mode):
 def test_compiles_once_while_gamma_moves(name, mode):
     distiller = copy.deepcopy(SETTINGS[name].distiller)
     count = CompilationCount()
-    bias = BiasStrategy(mode).double()
+    bias = by_gamma(mode).double()
     make = SETTINGS[name].outputs
     step = torch.compile(lambda s, t, y: bias(distiller, make(s), make(t), y), backend=count, fullgraph=True)
     for epoch, gamma in enumerate((0.0, 0.4, 1.0)):
