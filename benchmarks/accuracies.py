@@ -163,7 +163,7 @@ def headline() -> str:
     for title, where in (
         ("the student alone", {"method": "alone"}),
         ("plain KD", {"method": "kd", "form": "plain"}),
-        ("`bias/paper.yaml`: the paper's form, the default", {"method": "kd", "form": "paper, blend"}),
+        ("`bias/paper.yaml`: the paper's form", {"method": "kd", "form": "paper, blend"}),
         ("`bias/ramp.yaml`", {"method": "kd", "form": "ramp, swap"}),
     ):
         rows.append(

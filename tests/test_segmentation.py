@@ -19,7 +19,7 @@ from torch import nn
 
 from lightning_biaskd import ClassificationModule, DistillationModule, UserError
 from lightning_biaskd.__main__ import main
-from lightning_biaskd.audit import audit
+from lightning_biaskd.audit import audit, draw_maps
 from lightning_biaskd.callbacks import BiasMonitor, ResultTable
 from lightning_biaskd.data import SegmentationFolderDataModule
 from lightning_biaskd.data.augment import scale_and_crop
@@ -281,6 +281,9 @@ def test_an_audit_counts_labelled_pixels(tmp_path):
     assert report.views == 6 * 16 * 11
     assert report.wrong == int(wrong.sum())
     assert [row.name for row in report.classes] == CLASSES
+    report.save(tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"audit.json", "audit.png", "audit.txt", "maps.png"}
+    assert "maps" not in json.loads((tmp_path / "out" / "audit.json").read_text())
 
 
 def test_an_exported_student_gives_the_same_map(tmp_path):
@@ -360,3 +363,21 @@ def test_a_student_alone_on_two_ranks_with_unequal_labels_is_one(tmp_path):
     spawn(_a_rank, (str(tmp_path),), 2)
     both = sum(torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)) / 2  # as DDP averages
     torch.testing.assert_close(both, _gradient(slice(None)), rtol=1e-12, atol=1e-12)
+
+
+def test_wrong_pixels_are_marked():
+    image = torch.zeros(2, 3, 4, 6)
+    image[:, :, 0, 0] = 1.0
+    target = torch.zeros(2, 4, 6, dtype=torch.long)
+    target[0, 1, 1], target[1, :, 0] = 255, 255
+    logits = F.one_hot(torch.zeros(2, 4, 6, dtype=torch.long), 3).movedim(-1, 1).float()
+    logits[0, :, 2, 3] = torch.tensor([0.0, 9.0, 0.0])
+    figure = draw_maps(image, logits, target, 255, student_logits=logits[..., ::2, ::2])
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles[:6] == ["image", "labels", "teacher", "teacher wrong on 4.3%", "student", "student wrong on 0.0%"]
+    marked = torch.tensor(figure.axes[3].images[0].get_array())
+    coloured = (marked.amax(-1) - marked.amin(-1)) > 0.1
+    assert coloured.nonzero().tolist() == [[2, 3]]
+    assert marked[1, 1].tolist() == [0.0, 0.0, 0.0]
+    with pytest.raises(UserError, match="are no maps"):
+        draw_maps(image, logits[..., 0, 0], target)

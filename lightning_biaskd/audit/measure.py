@@ -32,6 +32,7 @@ from lightning_biaskd.training.passes import QUIET, TeacherPass
 from lightning_biaskd.training.untrained_teacher import warn_of_untrained
 
 BINS = 20
+SHOWN = 4
 
 
 def audit(module: LightningModule, datamodule: LightningDataModule, trainer: Trainer | None = None) -> AuditReport:
@@ -138,6 +139,7 @@ class _Auditor(TeacherPass):
         trusts = isinstance(module.bias, BiasStrategy) and module.bias.trust is not None
         self.trust = ClassTrust(module, self.meters) if trusts else None
         self.values: dict[str, Any] = {}
+        self.maps: tuple[Tensor, Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> None:
@@ -148,6 +150,8 @@ class _Auditor(TeacherPass):
         classes = self.num_classes or logits.shape[1]
         check_labels(target.cpu(), logits, classes, batch_idx, "the teacher", self.ignore_index)
         check_teacher(logits.cpu(), logits, batch_idx)
+        if self.maps is None and isinstance(image, Tensor) and logits.ndim == 4:
+            self.maps = image[:SHOWN].cpu(), logits[:SHOWN].cpu(), target[:SHOWN].cpu()
         own = self._own(len(target), batch_idx).to(target.device)
         logits, target = logits[own], target[own]
         if self.trust is not None:
@@ -213,4 +217,5 @@ def _report(
             for pair in confused_pairs(found["confusion"], len(seen) ** 2)
         ],
         corrections=corrections,
+        maps=None if auditor.maps is None else (*auditor.maps, module.ignore_index),
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from lightning_biaskd.audit.maps import draw_maps
 from lightning_biaskd.bias.rectify import Mode
 from lightning_biaskd.bias.strategy import Balance, Normalize
 from lightning_biaskd.files import written_whole
@@ -82,6 +85,8 @@ class AuditReport:
         classes: by class.
         mistakes: all that occur, the most frequent first.
         corrections: what each mode would do; none if the method reads no logits.
+        maps: images, the teacher's logits and labels of a few training views, and the ignored label, if the teacher
+            gives maps.
     """
 
     teacher: str
@@ -103,6 +108,7 @@ class AuditReport:
     classes: list[ClassBias]
     mistakes: list[Mistake]
     corrections: list[Correction]
+    maps: tuple[Tensor, Tensor, Tensor, int | None] | None = field(default=None, repr=False, compare=False)
 
     @property
     def wrong_rate(self) -> float:
@@ -204,7 +210,8 @@ class AuditReport:
             name: [{key: _known(value) for key, value in row._asdict().items()} for row in getattr(self, name)]
             for name in ("classes", "mistakes", "corrections")
         }
-        scalars = asdict(replace(self, classes=[], mistakes=[], corrections=[]))
+        scalars = asdict(replace(self, classes=[], mistakes=[], corrections=[], maps=None))
+        del scalars["maps"]
         return {key: _known(value) for key, value in scalars.items()} | {
             "wrong_rate": self.wrong_rate,
             "verdict": self.verdict,
@@ -213,7 +220,7 @@ class AuditReport:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``audit.txt``, ``audit.json`` and ``audit.png`` into a folder.
+        """Writes ``audit.txt``, ``audit.json`` and ``audit.png`` into a folder, and ``maps.png`` for a teacher of maps.
 
         Raises:
             UserError: matplotlib is missing.
@@ -228,6 +235,9 @@ class AuditReport:
                 file.write(f"{text}\n")
         with written_whole(folder / "audit.png") as file:
             draw(self).savefig(file, format="png")
+        if self.maps is not None:
+            with written_whole(folder / "maps.png") as file:
+                draw_maps(*self.maps).savefig(file, format="png")
 
 
 def _known(value: Any) -> Any:
