@@ -1,6 +1,7 @@
 """Networks, one file per family, and their weights."""
 
 from lightning_biaskd.models.hugging_face import from_pretrained
+from lightning_biaskd.models.mobilenet_v1 import MobileNetV1
 from lightning_biaskd.models.mobilenet_v2 import MobileNetV2, mobilenet_v2_half
 from lightning_biaskd.models.resnet import (
     CIFARResNet,
@@ -40,6 +41,7 @@ __all__ = [
     "VGG",
     "CIFARResNet",
     "FourStageResNet",
+    "MobileNetV1",
     "MobileNetV2",
     "ShuffleNetV1",
     "ShuffleNetV2",

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_biaskd.models.initialization import he_convolutions, small_linear
+from lightning_biaskd.models.layers import conv_bn_relu
 
 # expansion (None for the network's), planes, blocks, stride
 _STAGES: tuple[tuple[int | None, int, int, int], ...] = (
@@ -27,8 +28,8 @@ class InvertedResidual(nn.Module):
         wide = in_planes * expansion
         self.is_residual = stride == 1 and in_planes == planes
         self.conv = nn.Sequential(
-            *_conv_bn_relu(in_planes, wide, 1, 1),
-            *_conv_bn_relu(wide, wide, 3, stride, groups=wide),
+            *conv_bn_relu(in_planes, wide, 1, 1),
+            *conv_bn_relu(wide, wide, 3, stride, groups=wide),
             nn.Conv2d(wide, planes, 1, bias=False),
             nn.BatchNorm2d(planes),
         )
@@ -59,7 +60,7 @@ class MobileNetV2(nn.Module):
         super().__init__()
         planes = int(32 * width)
         last = int(1280 * max(width, 1.0))
-        self.conv1 = nn.Sequential(*_conv_bn_relu(in_channels, planes, 3, 2))
+        self.conv1 = nn.Sequential(*conv_bn_relu(in_channels, planes, 3, 2))
         self.blocks = nn.Sequential()
         for own_expansion, full_planes, blocks, stride in _STAGES:
             in_planes, planes = planes, int(full_planes * width)
@@ -70,7 +71,7 @@ class MobileNetV2(nn.Module):
                     *(InvertedResidual(planes, planes, 1, factor) for _ in range(blocks - 1)),
                 )
             )
-        self.conv2 = nn.Sequential(*_conv_bn_relu(planes, last, 1, 1))
+        self.conv2 = nn.Sequential(*conv_bn_relu(planes, last, 1, 1))
         classifier = nn.Linear(last, num_classes)
         self.classifier = nn.Sequential(classifier)
         he_convolutions(self)
@@ -80,14 +81,6 @@ class MobileNetV2(nn.Module):
         x = self.conv2(self.blocks(self.conv1(image)))
         logits: Tensor = self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
-
-
-def _conv_bn_relu(in_planes: int, planes: int, kernel: int, stride: int, groups: int = 1) -> list[nn.Module]:
-    return [
-        nn.Conv2d(in_planes, planes, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(planes),
-        nn.ReLU(),
-    ]
 
 
 def mobilenet_v2_half(num_classes: int = 100, in_channels: int = 3) -> MobileNetV2:

@@ -163,3 +163,35 @@ def test_torchvision_by_name_in_yaml():
     arguments = {"class_path": path, "init_args": {"name": "resnet18", "num_classes": 3, "in_channels": 1}}
     model = parser.instantiate_classes(parser.parse_object({"model": arguments})).model
     assert (model.conv1.in_channels, model.conv1.stride, model.fc.out_features) == (1, (1, 1), 3)
+
+
+def test_mobilenet_v1_is_the_published_one():
+    """Names of mdistiller's checkpoint; the logits are the network's, written out once more by hand."""
+    model = models.MobileNetV1(num_classes=7).double().eval()
+    fill(model)
+    state = model.state_dict()
+    assert list(state)[:2] == ["model.0.0.weight", "model.0.1.weight"]
+    assert list(state)[-2:] == ["fc.weight", "fc.bias"]
+
+    def activated(x, conv, norm, stride, groups=1):
+        weight = state[f"model.{conv}.weight"]
+        x = nn.functional.conv2d(x, weight, stride=stride, padding=weight.shape[2] // 2, groups=groups)
+        names = ("running_mean", "running_var", "weight", "bias")
+        return torch.relu(nn.functional.batch_norm(x, *(state[f"model.{norm}.{name}"] for name in names)))
+
+    x = activated(image(64), "0.0", "0.1", 2)
+    for number, stride in enumerate((1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1), 1):
+        x = activated(x, f"{number}.0", f"{number}.1", stride, groups=x.shape[1])
+        x = activated(x, f"{number}.3", f"{number}.4", 1)
+    assert x.shape == (2, 1024, 2, 2)
+    expected = x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+    torch.testing.assert_close(model(image(64)), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_its_weights_load_by_name(tmp_path):
+    saved, fresh = models.MobileNetV1(num_classes=3), models.MobileNetV1(num_classes=3)
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in saved.state_dict().items()}}, tmp_path / "a.pt"
+    )
+    models.load_weights(fresh, str(tmp_path / "a.pt"))
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in saved.state_dict().items())
