@@ -112,6 +112,18 @@ def test_fit(pair, method, arguments):
     assert any(name.startswith("distiller.") for name in learned)
 
 
+def test_a_student_with_two_heads():
+    small = [f"--model.student.dict_kwargs.{name}" for name in ("embed_dim=12", "depth=1")]
+    teacher = ["--model.teacher_weights", "null"]
+    path = fit("cifar100_resnet32x4_deit_tiny_distilled", "deit_soft", *CIFAR, *teacher, *small)
+    module = DistillationModule.load_from_checkpoint(path).eval()
+    image = torch.randn(2, 3, *module.student.patch_embed.img_size)
+    by_class, by_token = module.student.forward_features(image)[:, :2].unbind(1)
+    mean = (module.student.head(by_class) + module.student.head_dist(by_token)) / 2
+    torch.testing.assert_close(module(image), mean)
+    torch.testing.assert_close(module.deployed()(image), mean)
+
+
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_simkd_is_evaluated_and_loaded_with_the_teachers_classifier(capsys):
     teacher = ["--model.teacher_weights", "null"]

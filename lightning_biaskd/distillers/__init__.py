@@ -9,8 +9,10 @@ from lightning_biaskd.distillers.crd import CRD, crd_loss
 from lightning_biaskd.distillers.ctkd import CTKD, ctkd_loss
 from lightning_biaskd.distillers.cwd import CWD, cwd_loss
 from lightning_biaskd.distillers.dist import DIST, dist_loss
+from lightning_biaskd.distillers.distillation_token import DistillationToken
 from lightning_biaskd.distillers.dkd import DKD, dkd_loss
 from lightning_biaskd.distillers.fitnet import FitNet, hint_loss
+from lightning_biaskd.distillers.hard import Hard, hard_loss
 from lightning_biaskd.distillers.itrd import ITRD, correlation_loss, mutual_loss
 from lightning_biaskd.distillers.kd import KD, kd_loss
 from lightning_biaskd.distillers.kdsvd import KDSVD, kdsvd_loss
@@ -86,9 +88,11 @@ __all__ = [
     "WKD",
     "WSLD",
     "WTTM",
+    "DistillationToken",
     "Distiller",
     "FeatureDistiller",
     "FitNet",
+    "Hard",
     "LabelSmoothing",
     "LogitStandardization",
     "LumiNet",
@@ -113,6 +117,7 @@ __all__ = [
     "cwd_loss",
     "dist_loss",
     "dkd_loss",
+    "hard_loss",
     "hint_loss",
     "kd_loss",
     "kdsvd_loss",

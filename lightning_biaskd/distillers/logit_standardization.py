@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller, Wrapper
+from lightning_biaskd.distillers.distillation_token import DistillationToken
 from lightning_biaskd.distillers.kd import KD
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_logits
@@ -47,7 +48,7 @@ class LogitStandardization(Wrapper):
         weight: :math:`w`.
 
     Raises:
-        UserError: the inner method is a sum.
+        UserError: the inner method is a sum, or :class:`DistillationToken`, which belongs around this one.
 
     Example:
         >>> import torch
@@ -60,6 +61,11 @@ class LogitStandardization(Wrapper):
         inner = KD(2.0) if distiller is None else distiller
         if next(inner.terms())[0] is not inner:
             raise UserError("LogitStandardization wraps one method: in a sum, wrap each part")
+        if isinstance(inner, DistillationToken):
+            raise UserError(
+                "LogitStandardization around DistillationToken would miss the token's logits: write "
+                "DistillationToken(LogitStandardization(…))"
+            )
         super().__init__(inner)
         self.weight = weight
         self.least_classes = 2 if inner.reads == "features" else 3  # the z-scores of two logits are constants

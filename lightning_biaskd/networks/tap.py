@@ -35,8 +35,8 @@ class FeatureTap:
             returns :class:`Outputs` with both, those are used.
 
     Raises:
-        UserError: a layer does not exist (the line lists near names), the network has fewer stages, or no layer of it
-            gives the logits.
+        UserError: a layer does not exist (the line lists near names) or does not run, the network has fewer stages, or
+            no layer of it gives the logits.
 
     Example:
         >>> import torch
@@ -72,6 +72,11 @@ class FeatureTap:
             answer = Outputs(logits_of(answer))
         if not self.layers and self._head is None:
             return answer
+        for name in self.layers:
+            if name not in self._seen:
+                raise UserError(
+                    f"{type(self.model).__name__} has a layer {name!r}, but did not run it: name a layer that runs"
+                )
         features = {**answer.features, **{name: self._seen[name] for name in self.layers}}
         embedding = answer.embedding if self._head is None else self._read["embedding"]
         self._seen.clear()

@@ -7,7 +7,7 @@ from properties import Setting
 from slow_logits import cross_entropy, kd, softmax
 
 from lightning_biaskd import Outputs
-from lightning_biaskd.distillers import ABKD, OFA, LumiNet, TeKAP
+from lightning_biaskd.distillers import ABKD, OFA, DistillationToken, Hard, LumiNet, TeKAP
 
 IMAGES = 12
 
@@ -49,6 +49,20 @@ def ofa(student, teacher, y, exponent=1.5):
     return cross_entropy(weights, softmax(student))
 
 
+def hard(student, teacher, y):
+    return -math.log(softmax(student)[teacher.index(max(teacher))])
+
+
+def two_heads(logits):
+    """Outputs of a student with two heads whose mean is the logits."""
+    token = logits.flip(1) / 2
+    return Outputs(logits, {"head": 2 * logits - token, "head_dist": token})
+
+
+def of_token(student, teacher, y):
+    return hard([z / 2 for z in reversed(student)], teacher, y)
+
+
 MASK = 2**64 - 1
 
 
@@ -84,13 +98,17 @@ PERTURBED = TeKAP()
 PERTURBED.draws.seed.fill_(7)
 PERTURBED.draws.set_epoch(3)
 
+NOT_A_DIVERGENCE = {"is_zero_at_the_teacher": "a cross-entropy, not a divergence"}
+
 LOGIT_SETTINGS = {
     "ABKD": Setting(ABKD(), abkd),
+    "DistillationToken": Setting(DistillationToken(), of_token, NOT_A_DIVERGENCE, outputs=two_heads),
+    "Hard": Setting(Hard(), hard, NOT_A_DIVERGENCE),
     "LumiNet": Setting(
         LumiNet(),
         batch_reference=luminet,
         lacks={"gives_each_sample_a_loss_of_its_own": "each class is standardised over the batch"},
     ),
-    "OFA": Setting(OFA(), ofa, {"is_zero_at_the_teacher": "a cross-entropy, not a divergence"}),
+    "OFA": Setting(OFA(), ofa, NOT_A_DIVERGENCE),
     "TeKAP": Setting(PERTURBED, tekap, {"is_zero_at_the_teacher": "the copies are perturbed"}, outputs=indexed),
 }
