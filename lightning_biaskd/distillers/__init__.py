@@ -8,6 +8,7 @@ from lightning_biaskd.distillers.cc import CC, cc_loss
 from lightning_biaskd.distillers.crd import CRD, crd_loss
 from lightning_biaskd.distillers.ctkd import CTKD, ctkd_loss
 from lightning_biaskd.distillers.cwd import CWD, cwd_loss
+from lightning_biaskd.distillers.diffkd import DiffKD, diffkd_loss
 from lightning_biaskd.distillers.dist import DIST, dist_loss
 from lightning_biaskd.distillers.distillation_token import DistillationToken
 from lightning_biaskd.distillers.dkd import DKD, dkd_loss
@@ -88,6 +89,7 @@ __all__ = [
     "WKD",
     "WSLD",
     "WTTM",
+    "DiffKD",
     "DistillationToken",
     "Distiller",
     "FeatureDistiller",
@@ -115,6 +117,7 @@ __all__ = [
     "crd_loss",
     "ctkd_loss",
     "cwd_loss",
+    "diffkd_loss",
     "dist_loss",
     "dkd_loss",
     "hard_loss",

@@ -1,6 +1,8 @@
-"""The settings of ITRD, MGD, NORM and VkD; features are made of the logits as in projector_settings."""
+"""The settings of DiffKD, ITRD, MGD, NORM and VkD; features are made of the logits as in projector_settings."""
 
+import itertools
 import math
+from statistics import NormalDist
 
 import torch
 from logit_settings import drawn
@@ -20,7 +22,7 @@ from projector_settings import (
 )
 from properties import Setting
 
-from lightning_biaskd.distillers import ITRD, MGD, NORM, VkD
+from lightning_biaskd.distillers import ITRD, MGD, NORM, DiffKD, VkD
 
 
 def averages(name, row):
@@ -75,6 +77,56 @@ def itrd(students, teachers, labels, correlation_weight=2.0, mutual_weight=1.0, 
     return correlation_weight * math.log2(total) + mutual_weight * mutual
 
 
+def bottleneck(x, layers):
+    inner = x
+    for layer in layers:
+        if isinstance(layer, torch.nn.ReLU):
+            inner = relu(inner)
+        else:
+            inner = convolved(inner, layer) if isinstance(layer, torch.nn.Conv2d) else normed(inner, layer)
+    return mixed_maps(1.0, x, 1.0, inner)
+
+
+def mixed_maps(a, x, b, y):
+    return [
+        [[a * v + b * w for v, w in zip(*lines, strict=True)] for lines in zip(*planes, strict=True)]
+        for planes in zip(x, y, strict=True)
+    ]
+
+
+def noise_in(x, step):
+    network = DIFFUSED.connectors[1]
+    x = [each([plane], lambda v, t=t: v + t)[0] for plane, t in zip(x, network.time.weight[step].tolist(), strict=True)]
+    for layers in network.predict[:2]:
+        x = bottleneck(x, layers)
+    return normed(convolved(x, network.predict[2]), network.predict[3])
+
+
+def diffkd(student, teacher, y, steps=2):
+    transform, _, clean_share, project = DIFFUSED.connectors
+    index = int(projected(torch.tensor([student], dtype=torch.float64)).index)
+    x, t = convolved(read("-1", student), transform), read("wide", teacher)
+    bits = drawn(DIFFUSED.draws, index, 1 + 2 * len(flat(t)))
+    numbers = iter([NormalDist().inv_cdf((b + 0.5) / 2**24) for b in bits[1:]])
+    start, noise = (each(t, lambda _: next(numbers)) for _ in range(2))
+    alphas = list(itertools.accumulate((1 - 0.0001 - 0.0199 * n / 999 for n in range(1000)), float.__mul__))
+    means = [mean(flat(plane)) for plane in bottleneck(x, clean_share.features)]
+    pairs = zip(clean_share.classify.weight.tolist(), clean_share.classify.bias.tolist(), strict=True)
+    logits = [dot(w, means) + b for w, b in pairs]
+    share = 1 / (1 + math.exp(logits[1] - logits[0]))
+    x = mixed_maps(share, x, 1 - share, start)
+    for step in reversed(range(0, 500, 500 // steps)):
+        found = noise_in(x, step)
+        x = mixed_maps(1 / math.sqrt(alphas[step]), x, -math.sqrt((1 - alphas[step]) / alphas[step]), found)
+        if step:
+            before = alphas[step - 500 // steps]
+            x = mixed_maps(math.sqrt(before), x, math.sqrt(1 - before), found)
+    refined = normed(convolved(x, project[0]), project[1])
+    step = bits[0] * 1000 // 2**24
+    noisy = mixed_maps(math.sqrt(alphas[step]), t, math.sqrt(1 - alphas[step]), noise)
+    return mean(squares(refined, t)) + mean(squares(noise_in(noisy, step), noise))
+
+
 def norm(student, teacher, y, parts=3):
     expanded = normed(convolved(read("-1", student), MATCHED.connectors[0][0]), MATCHED.connectors[0][1])
     t = read("wide", teacher)
@@ -89,12 +141,16 @@ def drawing(distiller):
 
 
 MASKED = drawing(settled(MGD(-1, "wide")))
+DIFFUSED = drawing(settled(DiffKD(-1, "wide", steps=2)))
+DIFFUSED.connectors[2].features[4].bias.data.fill_(3.0)  # its one channel inside is not to die
+DIFFUSED.connectors[2].features[1].bias.data.fill_(3.0)
 ORTHOGONAL = settled(VkD(-1, "wide"))
 INFORMATION = settled(ITRD())
 MATCHED = settled(NORM(-1, "wide", parts=3))
 MATCHED.connectors[1].requires_grad_(False)  # it is learned from the losses on the logits
 
 CONNECTOR_SETTINGS = {
+    "DiffKD": Setting(DIFFUSED, diffkd, AT_ITS_START, outputs=projected),
     "ITRD": Setting(
         INFORMATION,
         batch_reference=itrd,

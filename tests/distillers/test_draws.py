@@ -1,4 +1,4 @@
-"""Methods with random numbers of their own, TeKAP and MGD, in a fit."""
+"""Methods with random numbers of their own, DiffKD, MGD and TeKAP, in a fit."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ from tiny import TinyData, network, snapshot, unchanged
 
 from lightning_biaskd import DistillationModule, UserError
 from lightning_biaskd.data import DigitsDataModule
-from lightning_biaskd.distillers import MGD, TeKAP
+from lightning_biaskd.distillers import MGD, DiffKD, TeKAP
 
-every_method = pytest.mark.parametrize("method", [TeKAP, MGD])
+every_method = pytest.mark.parametrize("method", [DiffKD, MGD, TeKAP])
 
 
 def fitted(method, trainer, epochs, seed=3, path=None, **kwargs):

@@ -19,6 +19,7 @@ from lightning_biaskd.distillers import (
     NORM,
     OFD,
     SRD,
+    DiffKD,
     ReviewKD,
     SimKD,
     VkD,
@@ -31,7 +32,7 @@ from lightning_biaskd.distillers.wkd_feature import moments
 
 SETTINGS = {**PROJECTOR_SETTINGS, **CONNECTOR_SETTINGS}
 every_method = pytest.mark.parametrize("name", SETTINGS)
-LEARNING = [CRD(), ITRD(), MGD(), NORM(), OFD(), ReviewKD(), SimKD(), SRD(), VkD(), WKDFeature()]
+LEARNING = [CRD(), DiffKD(), ITRD(), MGD(), NORM(), OFD(), ReviewKD(), SimKD(), SRD(), VkD(), WKDFeature()]
 
 
 def in_training(name):
