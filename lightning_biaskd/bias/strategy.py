@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Literal, cast, get_args
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_biaskd.bias import trust as trust_forms
 from lightning_biaskd.bias.each_teacher import corrected_singly, without_wrong_teachers
 from lightning_biaskd.bias.loss import BiasLoss
-from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rectify import CORRECTIONS, ETA, Mode, Space, check_revision, rectify_logits
 from lightning_biaskd.bias.rows import Rows, row_losses, rows_of
-from lightning_biaskd.bias.running_trust import RunningTrust
+from lightning_biaskd.bias.trusting import LabelTrust, Trust, Trusting
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distributed.ranks import world_size
 from lightning_biaskd.errors import UserError
@@ -23,12 +20,9 @@ from lightning_biaskd.networks.outputs import Outputs
 Normalize = Literal["group", "batch"]
 Balance = Literal["complement", "ramp", "equal"]
 Features = Literal["drop", "keep"]
-Trust = Literal["student", "wsld", "bounded", "run", "class"]
-LabelTrust = Literal["student", "run"]
-_TRUST = {"student": trust_forms.student, "wsld": trust_forms.wsld, "bounded": trust_forms.bounded}
 
 
-class BiasStrategy(nn.Module):
+class BiasStrategy(Trusting):
     r"""Elimination, rectification and dynamic learning around any distiller.
 
     Zhang, Gao, Liu, Cheng, Zhang, Chen, *Can Students Beyond The Teacher? Distilling Knowledge from Teacher's Bias*,
@@ -114,7 +108,7 @@ class BiasStrategy(nn.Module):
         label_trust: LabelTrust | None = "run",
         per_teacher: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(trust, label_trust if mode in CORRECTIONS else None)
         for name, value, words in (
             ("mode", mode, get_args(Mode)),
             ("normalize", normalize, get_args(Normalize)),
@@ -137,10 +131,6 @@ class BiasStrategy(nn.Module):
         self.space = space
         self.features = features
         self.sync = sync
-        self.trust = trust
-        self.running = RunningTrust(per_class=trust == "class") if trust in ("run", "class") else None
-        self.label_trust = label_trust if mode in CORRECTIONS else None
-        self.running_labels = RunningTrust() if self.label_trust == "run" else None
         self.refund = refund
         self.eta = eta
         self.lift_right = lift_right
@@ -186,7 +176,7 @@ class BiasStrategy(nn.Module):
         right, wrong = rows.split()
         ranks = world_size() if self.sync and self.training else 1
         self.build(rows.student.logits.shape[1])
-        n_right, n_wrong = self._count(right, wrong, rows, ranks)
+        n_right, n_wrong = self.count(right, wrong, rows, ranks)
         size = n_right + n_wrong if rows.known is None else (n_right + n_wrong).clamp_min(1)
         logits = rows.student.logits, rows.teacher.logits
         trust, amount = self.trust_in(*logits, rows.target), self.label_trust_in(*logits, rows.target)
@@ -218,29 +208,6 @@ class BiasStrategy(nn.Module):
         parts = right_part.detach(), rectified_part.detach(), n_wrong / size
         mean_amount = None if amount is None else torch.where(wrong, amount, 0).sum() * ranks / n_wrong.clamp_min(1)
         return BiasLoss(total, *parts, shares, known, unit, mean_amount)
-
-    def build(self, num_classes: int) -> None:
-        """Makes room for what is kept for each class, before a state dict is loaded or the module is compiled."""
-        if self.running is not None:
-            self.running.build(num_classes)
-
-    def trust_in(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor | None:
-        """Trust (B,) in the teacher on each sample, by what was counted so far if it is running; ``None`` for 1.
-
-        Args:
-            student_logits: (B, C).
-            teacher_logits: (B, C).
-            target: (B,) labels.
-        """
-        if self.running is not None:
-            return cast("Tensor", self.running(target))
-        return None if self.trust is None else _TRUST[self.trust](student_logits, teacher_logits, target)
-
-    def label_trust_in(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor | None:
-        """Trust (B,) in the label of each sample if the teacher contradicts it; arguments as in :meth:`trust_in`."""
-        if self.running_labels is not None:
-            return cast("Tensor", self.running_labels(target))
-        return None if self.label_trust is None else trust_forms.label(student_logits, teacher_logits, target)
 
     def shares(self, distiller: Distiller, right: Tensor, trust: Tensor | None = None) -> Tensor:
         """Share (B,) of its weight that the teacher keeps on each sample, as mean over the methods of a sum.
@@ -311,28 +278,6 @@ class BiasStrategy(nn.Module):
         if loss.label_trust is not None:
             logged["bias/label_trust"] = loss.label_trust
         return logged
-
-    def _count(self, right: Tensor, wrong: Tensor, rows: Rows, ranks: int) -> tuple[Tensor, Tensor]:
-        """Right and wrong samples of the global batch, which is also added to the running accuracies."""
-        tallies = self._tallies(right, wrong, rows) if self.training else []
-        counts = torch.cat([torch.stack([right.sum(), wrong.sum()]), *(tally.flatten() for _, tally in tallies)])
-        if ranks > 1:
-            dist.all_reduce(counts)
-        both, *summed = torch.split(counts, [2, *(tally.numel() for _, tally in tallies)])
-        for (running, tally), total in zip(tallies, summed, strict=True):
-            running.update(total.view_as(tally), rows.per_image)
-        return both[0], both[1]
-
-    def _tallies(self, right: Tensor, wrong: Tensor, rows: Rows) -> list[tuple[RunningTrust, Tensor]]:
-        """What each running comparison counts of this process's samples."""
-        student, target = rows.student.logits.detach(), rows.target
-        tallies = []
-        if self.running is not None:
-            tallies.append((self.running, self.running.tally(right, partition(student, target), target, rows.known)))
-        if self.running_labels is not None:
-            says = partition(student, target), partition(student, rows.teacher.logits.argmax(1))
-            tallies.append((self.running_labels, self.running_labels.tally(*says, target, wrong)))
-        return tallies
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
