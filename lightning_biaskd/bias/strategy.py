@@ -147,6 +147,11 @@ class BiasStrategy(Trusting):
         """
         return cls(mode, "group", "complement", space, trust=None, label_trust=None)
 
+    @property
+    def uses_gamma(self) -> bool:
+        """Whether γ has an effect."""
+        return self.balance != "equal"
+
     def forward(
         self,
         distiller: Distiller,
@@ -271,7 +276,7 @@ class BiasStrategy(Trusting):
             "train/loss_rectified": loss.rectified,
             "bias/wrong_rate": loss.wrong_rate,
         }
-        if self.balance != "equal":
+        if self.uses_gamma:
             logged["bias/gamma"] = self.gamma
         if self.trust is not None:
             logged["bias/trust"] = loss.mean_trust()
@@ -283,13 +288,14 @@ class BiasStrategy(Trusting):
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
-        return (
-            f"mode={self.mode!r}, normalize={self.normalize!r}, balance={self.balance!r}, space={self.space!r}, "
-            f"features={self.features!r}"
-            + (f", trust={self.trust!r}" if self.trust is not None else "")
-            + (f", label_trust={self.label_trust!r}" if self.label_trust is not None else "")
-            + (f", refund={self.refund!r}" if self.refund else "")
-            + (f", eta={self.eta!r}" if self.eta != ETA else "")
-            + (f", per_teacher={self.per_teacher!r}" if self.per_teacher else "")
-            + (f", lift_right={self.lift_right!r}" if self.lift_right else "")
-        )
+        shown = {name: getattr(self, name) for name in ("mode", "normalize", "balance", "space", "features")}
+        off = {
+            "trust": None,
+            "label_trust": None,
+            "refund": False,
+            "eta": ETA,
+            "lift_right": False,
+            "per_teacher": False,
+        }
+        shown |= {name: value for name in off if (value := getattr(self, name)) != off[name]}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())

@@ -38,7 +38,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
 
     The step itself is :class:`~lightning_biaskd.training.step.Distillation`, which this module connects to a Trainer:
     loaders, metrics, checkpoints and the teacher's cache. A :class:`~lightning_biaskd.callbacks.DynamicWeights`
-    callback is added if the Trainer has none.
+    callback is added if the strategy uses γ and the Trainer has none.
 
     In addition to the keys of :class:`ClassificationModule`, which are the student's, it logs:
 
@@ -252,7 +252,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
 
     def configure_callbacks(self) -> list[Callback]:
         wanted: list[type[Callback]] = [_EpochOfModule]
-        if isinstance(self.bias, BiasStrategy):
+        if isinstance(self.bias, BiasStrategy) and self.bias.uses_gamma:
             wanted.append(DynamicWeights)
         there: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         return [kind() for kind in wanted if not any(isinstance(callback, kind) for callback in there)]

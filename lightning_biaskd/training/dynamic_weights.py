@@ -58,8 +58,11 @@ class DynamicWeights(EpochCallback):
                 "max_epochs or max_steps, or fix γ by DynamicWeights(constant)"
             )
         self._progress(trainer)
-        if not any(isinstance(module, BiasStrategy) for module in pl_module.modules()):
+        strategies = [module for module in pl_module.modules() if isinstance(module, BiasStrategy)]
+        if not strategies:
             rank_zero_warn("DynamicWeights found no BiasStrategy to schedule: this run distils plainly")
+        elif not any(strategy.uses_gamma for strategy in strategies):
+            rank_zero_warn("DynamicWeights has no effect, as balance='equal' does not use γ: set balance to ramp")
 
     def on_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.interval == "epoch":

@@ -90,3 +90,15 @@ def test_without_a_strategy_it_says_so(trainer):
 def test_unknown_interval():
     with pytest.raises(ValueError, match="choose epoch or step"):
         DynamicWeights(interval="week")
+
+
+def test_a_schedule_without_effect_is_told(trainer):
+    module = DistillationModule(network(), network())
+    with pytest.warns(UserWarning, match="has no effect, as balance='equal' does not use γ: set balance to ramp"):
+        trainer(callbacks=[DynamicWeights()]).fit(module, TinyData())
+
+
+def test_the_default_strategy_needs_no_end_of_training(trainer):
+    run = trainer(max_epochs=-1, max_time={"seconds": 1})
+    run.fit(DistillationModule(network(), network()), TinyData())
+    assert run.global_step > 0
