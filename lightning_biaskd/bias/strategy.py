@@ -188,13 +188,8 @@ class BiasStrategy(Trusting):
         total = right_part = rectified_part = torch.zeros_like(self.gamma)
         for term, weight in distiller.terms():
             used = self.uses_wrong(term)
-            losses = row_losses(
-                term,
-                rows,
-                self._corrected(term, rows, amount),
-                rows.known if used else right,
-                joined=ranks > 1,
-            )
+            corrected, keep = self._corrected(term, rows, amount), rows.known if used else right
+            losses = row_losses(term, rows, corrected, keep, joined=ranks > 1)
             trusted = None if term.reads == "nothing" else trust
             losses = losses if trusted is None else losses * trusted
             masked = not used and len(rows.shape) > 1 and term.dense == "images"  # wrong pixels left out of features
