@@ -130,7 +130,7 @@ def run() -> None:
         f"sees 250 images.\nKD at τ 4, cross-entropy 1 + KD ½, 60 epochs; mean ± standard deviation over "
         f"{len(args.seeds)} seeds.\n\n`{command}`, "
         f"torch {torch.__version__}, lightning {lightning.__version__}, Python "
-        f"{platform.python_version()}, {torch.get_num_threads()} threads.\n\n"
+        f"{platform.python_version()}, threads: {torch.get_num_threads()}.\n\n"
     )
     args.out.write_text(head + "\n".join(lines) + "\n")
     print("\n".join(lines))
