@@ -54,7 +54,7 @@ def test_four_processes_neither_send_nor_change_the_teacher(tmp_path):
         student = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 6))
         teacher = network(width=8)
         before = snapshot(teacher)
-        module = DistillationModule(student, teacher, DKD(), by_gamma("swap"))
+        module = DistillationModule(student, teacher, DKD(), BiasStrategy.paper("swap"))
         sent = {"gradients": [], "buffers": 0, "counts": []}
 
         class Count(Callback):
@@ -110,7 +110,7 @@ def test_networks_are_spread_over_two_processes(tmp_path):
     code = """
         torch.manual_seed(0)
         student = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 6))
-        module = DistillationModule(student, network(width=8), DKD(), by_gamma("swap"))
+        module = DistillationModule(student, network(width=8), DKD(), BiasStrategy.paper("swap"))
         strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
         trainer = Trainer(devices=2, strategy=strategy, max_epochs=1, enable_checkpointing=False, **quiet)
         trainer.fit(module, TinyData(batch_size=4))
@@ -138,7 +138,7 @@ def test_what_a_method_learns_is_trained_beside_spread_networks_as_under_ddp(tmp
         ):
             torch.manual_seed(int(rank))  # the first process's networks are the ones that count
             student = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 6))
-            module = DistillationModule(student, network(width=8), FitNet(["0"], ["0"]), by_gamma("swap"))
+            module = DistillationModule(student, network(width=8), FitNet(["0"], ["0"]), BiasStrategy.paper("swap"))
             module.rehearse(torch.zeros(2, 1, 6, 6))
             module.teacher.model.load_state_dict(torch.load("teacher.pt", weights_only=True))
             trainer = Trainer(devices=2, strategy=strategy, max_epochs=2, enable_checkpointing=False, **quiet)
@@ -197,7 +197,7 @@ def test_a_list_of_modules_is_spread_by_its_members(tmp_path):
 
 def test_a_notebook_gets_the_weights_back(tmp_path):
     code = """
-        module = DistillationModule(network(width=4), network(width=8), DKD(), by_gamma("swap"))
+        module = DistillationModule(network(width=4), network(width=8), DKD(), BiasStrategy.paper("swap"))
         before, teacher = snapshot(module.student), snapshot(module.teacher.model)
         from lightning_biaskd.training.checkpoint import DurableCheckpointIO
         trainer = Trainer(devices=2, strategy="ddp_notebook", max_epochs=1, enable_checkpointing=False,

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import TinyData, by_gamma, network, snapshot, unchanged
+from tiny import TinyData, network, snapshot, unchanged
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_biaskd import KD, DistillationModule, InputSpec, UserError, WeightedSum
+from lightning_biaskd import KD, BiasStrategy, DistillationModule, InputSpec, UserError, WeightedSum
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.distillers import LogitStandardization
 from lightning_biaskd.features.base import FeatureDistiller, as_map, embeddings, layer_names, same_size
@@ -63,14 +63,14 @@ def test_what_a_method_learns_is_trained_and_saved_with_the_student(fitted):
     assert torch.equal(saved["distiller.parts.1.adapter.weight"], adapter.weight)
     assert set(saved) == {f"model.{name}" for name in fit.student.state_dict()} | {
         f"distiller.parts.1.adapter.{name}" for name in ("weight", "bias")
-    }
+    } | {f"bias.{name}" for name in fit.bias.state_dict()}
 
 
 def test_a_checkpoint_loads_without_data(fitted):
     fit, _, path = fitted
     method = WeightedSum([(KD(), 1.0), (Hint(), 1.0)])
     loaded = DistillationModule.load_from_checkpoint(
-        path, student=network(width=3), teacher=network(width=5), distiller=method, bias=by_gamma()
+        path, student=network(width=3), teacher=network(width=5), distiller=method, bias=BiasStrategy()
     )
     assert unchanged(snapshot(fit), loaded)
 
@@ -111,7 +111,7 @@ def test_a_checkpoint_knows_how_the_images_came(trainer, tmp_path):
     run.fit(DistillationModule(network(10, 3), network(10, 5), **method), DigitsDataModule())
     run.save_checkpoint(tmp_path / "run.ckpt")
     loaded = DistillationModule.load_from_checkpoint(
-        tmp_path / "run.ckpt", student=network(10, 3), teacher=network(10, 5), **method, bias=by_gamma()
+        tmp_path / "run.ckpt", student=network(10, 3), teacher=network(10, 5), **method, bias=BiasStrategy()
     )
     image = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(loaded(image), run.model.cpu()(image))

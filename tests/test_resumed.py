@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from tiny import network
 
-from lightning_biaskd import EMA, ClassificationModule, DistillationModule, DynamicWeights, UserError
+from lightning_biaskd import EMA, BiasStrategy, ClassificationModule, DistillationModule, DynamicWeights, UserError
 from lightning_biaskd.bias import constant, linear
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.files import remove_stale_drafts, written_whole
@@ -176,8 +176,12 @@ def test_gamma_under_max_steps_is_that_of_the_epochs_start(trainer, tmp_path):
 
     def gammas(folder, *stop, ckpt=None):
         seen = Gammas()
-        fit(trainer, folder, [DynamicWeights(linear), seen, *stop], ckpt, max_steps=15, max_epochs=-1)
+        steps = {"max_steps": 15, "max_epochs": -1}
+        fit(trainer, folder, [DynamicWeights(linear), seen, *stop], ckpt, build=paper, **steps)
         return seen.seen
+
+    def paper():
+        return module(bias=BiasStrategy.paper())
 
     whole = gammas(tmp_path / "whole")
     gammas(tmp_path / "cut", At("on_train_batch_start", batch=3))
@@ -186,9 +190,9 @@ def test_gamma_under_max_steps_is_that_of_the_epochs_start(trainer, tmp_path):
 
 def test_max_time_is_refused_where_gamma_moves(trainer):
     with pytest.raises(UserError, match="γ can't follow max_time"):
-        trainer(max_time={"hours": 1}).fit(module(), DigitsDataModule())
+        trainer(max_time={"hours": 1}).fit(module(bias=BiasStrategy.paper()), DigitsDataModule())
     run = trainer(max_time={"hours": 1}, callbacks=[DynamicWeights(constant)])
-    run.fit(module(), DigitsDataModule(train_size=32))
+    run.fit(module(bias=BiasStrategy.paper()), DigitsDataModule(train_size=32))
 
 
 def test_two_callbacks_for_one_thing(trainer):

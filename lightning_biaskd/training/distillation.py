@@ -263,7 +263,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("method", self._method())
-        if saved != self._method():  # the counts of another strategy tell this one nothing
+        if not saved.endswith(f" and {self._strategy()}"):  # the counts of another strategy tell this one nothing
             weights = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("bias.")}
             own = {f"bias.{name}": value for name, value in self.bias.state_dict().items()}
             checkpoint["state_dict"] = {**weights, **own}
@@ -272,8 +272,10 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
             rank_zero_warn(f"the checkpoint was trained with {saved}; this module distils with {self._method()}")
 
     def _method(self) -> str:
-        bias = self.bias if isinstance(self.bias, BiasStrategy) else None
-        return " ".join(f"{self.distiller!r} and {bias!r}".split())
+        return " ".join(f"{self.distiller!r} and {self._strategy()}".split())
+
+    def _strategy(self) -> str:
+        return repr(self.bias if isinstance(self.bias, BiasStrategy) else None)
 
 
 class _EpochOfModule(EpochCallback):

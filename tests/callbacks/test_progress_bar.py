@@ -11,8 +11,7 @@ from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from tiny import TinyData, network
 
-from lightning_biaskd import ClassificationModule, DistillationModule, DynamicWeights
-from lightning_biaskd.bias import constant
+from lightning_biaskd import ClassificationModule, DistillationModule
 from lightning_biaskd.callbacks import DistillationProgressBar, ResultTable, progress_bar, progress_line
 from lightning_biaskd.callbacks.progress_line import rendered
 
@@ -207,8 +206,7 @@ def test_the_time_left_is_that_of_the_whole_run(trainer, monkeypatch):
     assert left(trainer, monkeypatch, 1, max_epochs=4, max_steps=9) == pytest.approx(10 * 8)
     timer = Timer(duration={"seconds": 30})
     monkeypatch.setattr(timer, "time_remaining", lambda *_: 30.0)
-    fixed = DynamicWeights(constant)  # γ cannot follow a time
-    assert left(trainer, monkeypatch, 1, timer, fixed, max_epochs=4) == pytest.approx(30)
+    assert left(trainer, monkeypatch, 1, timer, max_epochs=4) == pytest.approx(30)
 
 
 def test_it_can_be_sent_to_another_process():
