@@ -233,7 +233,10 @@ def test_a_killed_matrix_goes_on(whom):
         assert result["epochs"] == epochs
     assert len(list(first.iterdir())) == 1
     resumed, whole = (logged(f"bias={name}") for name in ("none", "swap"))
-    assert resumed == whole
+    lost = [row for row in whole if row not in resumed]
+    assert [row for row in whole if row not in lost] == resumed
+    assert len(lost) <= 1  # the training row of an epoch that is killed after its checkpoint and before its end
+    assert not any(validated for *_, (_, _, validated) in lost)
 
 
 def logged(row):
