@@ -107,14 +107,13 @@ def rows_of(student: Outputs, teacher: Outputs, target: Tensor, ignore_index: in
         (torch.Size([32, 3]), 0)
     """
     teacher, target = on_one_grid(student, teacher, target)
+    known = None if ignore_index is None else target != ignore_index
+    labels = target if known is None else torch.where(known, target, 0)
     members = teacher.members
     if members is not None and members.weights == "confidence":
         if target.ndim > 1:
             raise UserError("weights 'confidence' of an ensemble are for images, not for maps: choose mean")
-        labels = target if ignore_index is None else torch.where(target != ignore_index, target, 0)
         teacher = with_logits(teacher, mixture(members.logits, members.shares(labels), members.temperature))
-    known = None if ignore_index is None else target != ignore_index
-    labels = target if known is None else torch.where(known, target, 0)
     flat_known = None if known is None else known.flatten()
     return Rows(_flat(student), _flat(teacher), labels.flatten(), flat_known, target.shape, (student, teacher))
 

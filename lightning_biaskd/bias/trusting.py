@@ -70,10 +70,11 @@ class Trusting(nn.Module):
     def _tallies(self, right: Tensor, wrong: Tensor, rows: Rows) -> list[tuple[RunningTrust, Tensor]]:
         """What each running comparison counts of this process's samples."""
         student, target = rows.student.logits.detach(), rows.target
+        says_label = partition(student, target)
         tallies = []
         if self.running is not None:
-            tallies.append((self.running, self.running.tally(right, partition(student, target), target, rows.known)))
+            tallies.append((self.running, self.running.tally(right, says_label, target, rows.known)))
         if self.running_labels is not None:
-            says = partition(student, target), partition(student, rows.teacher.logits.argmax(1))
-            tallies.append((self.running_labels, self.running_labels.tally(*says, target, wrong)))
+            says_answer = partition(student, rows.teacher.logits.argmax(1))
+            tallies.append((self.running_labels, self.running_labels.tally(says_label, says_answer, target, wrong)))
         return tallies
