@@ -23,6 +23,16 @@ def spawn(function, arguments, nprocs, join=True):
     return torch.multiprocessing.start_processes(function, arguments, nprocs, join, start_method="forkserver")
 
 
+@contextlib.contextmanager
+def process_group(rank, world, folder):
+    """This process as one of several that have a folder in common, on one thread and the CPU."""
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(f"{folder}/store", world)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    yield
+    torch.distributed.destroy_process_group()
+
+
 class Started:
     """A function in a process, a session and a folder; ``out`` and ``err`` are what it said."""
 

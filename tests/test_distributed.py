@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from memories import remembering, trained_for_three_steps
-from processes import launch, spawn
+from processes import launch, process_group, spawn
 from properties import Setting, trained
 from settings import SETTINGS
 from tiny import by_gamma
@@ -68,19 +68,16 @@ def gradient(case, mode, normalize, sync, image, teacher, target):
 
 
 def run_rank(rank, world, folder):
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    results = {}
-    for key in KEYS:
-        batch = (part_of(tensor, rank, world, CASES[key[0]].distiller.needs.views) for tensor in joined_batch())
-        result = gradient(*key, *batch)
-        dist.all_reduce(result)
-        results[key] = result / world  # as DDP averages gradients and Lightning logged values
-    if rank == 0:
-        torch.save(results, f"{folder}/results.pt")
-    torch.save(remembered(rank, world), f"{folder}/memories_{rank}.pt")
-    dist.destroy_process_group()
+    with process_group(rank, world, folder):
+        results = {}
+        for key in KEYS:
+            batch = (part_of(tensor, rank, world, CASES[key[0]].distiller.needs.views) for tensor in joined_batch())
+            result = gradient(*key, *batch)
+            dist.all_reduce(result)
+            results[key] = result / world  # as DDP averages gradients and Lightning logged values
+        if rank == 0:
+            torch.save(results, f"{folder}/results.pt")
+        torch.save(remembered(rank, world), f"{folder}/memories_{rank}.pt")
 
 
 def remembered(rank, world):

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
-from processes import spawn
+from processes import process_group, spawn
 from tiny import CLASSES, CompilationCount, TinyData, by_gamma, network
 from torch import nn
 
@@ -203,13 +203,11 @@ def test_it_compiles_in_one_graph(options):
 
 
 def run_rank(rank, world, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", world), rank=rank, world_size=world)
-    total = two_steps(slice(rank * SIZE // world, (rank + 1) * SIZE // world))
-    dist.all_reduce(total)
-    if rank == 0:
-        torch.save(total / world, f"{folder}/total.pt")
-    dist.destroy_process_group()
+    with process_group(rank, world, folder):
+        total = two_steps(slice(rank * SIZE // world, (rank + 1) * SIZE // world))
+        dist.all_reduce(total)
+        if rank == 0:
+            torch.save(total / world, f"{folder}/total.pt")
 
 
 def two_steps(own):

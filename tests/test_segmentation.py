@@ -8,12 +8,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import torchmetrics
 import yaml
 from PIL import Image
-from processes import spawn
+from processes import process_group, spawn
 from tiny import by_gamma
 from torch import nn
 
@@ -343,11 +342,8 @@ def test_a_teacher_that_ends_in_a_softmax_is_told(tmp_path, trainer):
 
 
 def _a_rank(rank, folder):
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    torch.save(_gradient(slice(2 * rank, 2 * rank + 2)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    with process_group(rank, 2, folder):
+        torch.save(_gradient(slice(2 * rank, 2 * rank + 2)), f"{folder}/{rank}.pt")
 
 
 def _gradient(own):

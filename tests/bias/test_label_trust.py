@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from processes import spawn
+from processes import process_group, spawn
 from tiny import CLASSES, CompilationCount, by_gamma
 
 from lightning_biaskd import KD, BiasStrategy, Outputs, UserError
@@ -176,21 +176,19 @@ def test_it_compiles_in_one_graph(form):
 
 
 def run_rank(rank, world, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", world), rank=rank, world_size=world)
-    results = {}
-    for form in ("student", "run"):
-        bias = strategy(form, trust="run")
-        results[form] = []
-        for student, teacher, target in batches():
-            own = slice(rank * SIZE // world, (rank + 1) * SIZE // world)
-            loss = bias(KD(), Outputs(student[own]), Outputs(teacher[own]), target[own])
-            means = torch.stack([loss.total, loss.label_trust])
-            dist.all_reduce(means)
-            results[form].append(means / world)
-    if rank == 0:
-        torch.save(results, f"{folder}/results.pt")
-    dist.destroy_process_group()
+    with process_group(rank, world, folder):
+        results = {}
+        for form in ("student", "run"):
+            bias = strategy(form, trust="run")
+            results[form] = []
+            for student, teacher, target in batches():
+                own = slice(rank * SIZE // world, (rank + 1) * SIZE // world)
+                loss = bias(KD(), Outputs(student[own]), Outputs(teacher[own]), target[own])
+                means = torch.stack([loss.total, loss.label_trust])
+                dist.all_reduce(means)
+                results[form].append(means / world)
+        if rank == 0:
+            torch.save(results, f"{folder}/results.pt")
 
 
 def test_two_ranks_trust_as_one_process(tmp_path):

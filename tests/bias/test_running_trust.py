@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from processes import spawn
+from processes import process_group, spawn
 from tiny import CLASSES, CompilationCount, by_gamma, network
 
 from lightning_biaskd import KD, Outputs
@@ -121,25 +121,23 @@ def test_it_compiles_in_one_graph(form):
 
 
 def run_rank(rank, world, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", world), rank=rank, world_size=world)
-    results = {}
-    for form in ("student", "wsld", "bounded", *FORMS):
-        bias = by_gamma("swap", "batch", "ramp", trust=form, refund=True)
-        bias.gamma.fill_(0.3)
-        steps = []
-        for student, teacher, target in batches():
-            own = slice(rank * SIZE // world, (rank + 1) * SIZE // world)
-            loss = bias(KD(), Outputs(student[own]), Outputs(teacher[own]), target[own])
-            total = loss.total.clone()
-            dist.all_reduce(total)
-            shares = [torch.empty_like(loss.trust) for _ in range(world)]
-            dist.all_gather(shares, loss.trust)
-            steps.append((total / world, torch.cat(shares)))
-        results[form] = steps
-    if rank == 0:
-        torch.save(results, f"{folder}/results.pt")
-    dist.destroy_process_group()
+    with process_group(rank, world, folder):
+        results = {}
+        for form in ("student", "wsld", "bounded", *FORMS):
+            bias = by_gamma("swap", "batch", "ramp", trust=form, refund=True)
+            bias.gamma.fill_(0.3)
+            steps = []
+            for student, teacher, target in batches():
+                own = slice(rank * SIZE // world, (rank + 1) * SIZE // world)
+                loss = bias(KD(), Outputs(student[own]), Outputs(teacher[own]), target[own])
+                total = loss.total.clone()
+                dist.all_reduce(total)
+                shares = [torch.empty_like(loss.trust) for _ in range(world)]
+                dist.all_gather(shares, loss.trust)
+                steps.append((total / world, torch.cat(shares)))
+            results[form] = steps
+        if rank == 0:
+            torch.save(results, f"{folder}/results.pt")
 
 
 def test_two_ranks_trust_as_one_process(tmp_path):

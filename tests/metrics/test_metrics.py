@@ -7,9 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from processes import spawn
+from processes import process_group, spawn
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -248,11 +247,9 @@ def test_metrics_start_anew_after_a_reset_and_take_half_precision(name):
 
 
 def run_rank(rank, folder):
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    part = batches()[:1] if rank == 0 else batches()[1:]  # 7 samples here, 6 in two batches there
-    torch.save({name: value(name, part) for name in METRICS}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    with process_group(rank, 2, folder):
+        part = batches()[:1] if rank == 0 else batches()[1:]  # 7 samples here, 6 in two batches there
+        torch.save({name: value(name, part) for name in METRICS}, f"{folder}/{rank}.pt")
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse")
