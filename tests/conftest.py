@@ -11,6 +11,11 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and tiny networks lose by more
 
 
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: many tests wait for processes that they start."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     random.seed(0)

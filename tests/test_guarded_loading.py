@@ -51,12 +51,13 @@ REFUSED = "holds pickled code in addition to weights|names no digest"
 
 
 @pytest.mark.parametrize(
-    ("command", "weights_only"),
+    ("command", "weights_only", "source"),
     [
-        *((command, "false") for command in ("fit", "validate", "test", "predict", "export")),
-        ("fit", ""),
-        ("export", ""),
+        *((command, "false", "local") for command in ("fit", "validate", "test", "predict", "export")),
+        *((command, "", "http") for command in ("fit", "export")),
+        *(("fit", "false", source) for source in ("http with digest", "hf with digest")),
     ],
+    indirect=["source"],
 )
 def test_no_command_runs_it(command, weights_only, source, sprung, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -83,7 +84,7 @@ def test_no_command_runs_it(command, weights_only, source, sprung, tmp_path, mon
     assert not sprung.exists()
 
 
-@pytest.mark.parametrize("command", ["fit", "test"])
+@pytest.mark.parametrize(("command", "source"), [("fit", "local"), ("test", "http with digest")], indirect=["source"])
 def test_no_plugin_around_the_loading_runs_it(command, source, sprung, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     quiet = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--weights_only", "false"]

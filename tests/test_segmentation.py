@@ -230,8 +230,11 @@ class Coarse(nn.Module):
         return {"out": self.network(F.avg_pool2d(image, 2)), "aux": image}
 
 
-@pytest.mark.parametrize("coarse", ["teacher", "student", None])
-@pytest.mark.parametrize("distiller", [KD(), CWD()], ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize(
+    ("coarse", "distiller"),
+    [("teacher", KD()), ("student", CWD()), (None, KD())],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
 def test_a_student_is_distilled_pixel_by_pixel(coarse, distiller, tmp_path, trainer):
     networks = [Coarse() if name == coarse else UNet(3, widths=(4, 8)) for name in ("student", "teacher")]
     bias = by_gamma("drop", "batch", "ramp", trust="run")
