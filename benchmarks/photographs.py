@@ -10,15 +10,19 @@ from lightning_biaskd.compare.statistics import Difference, paired_difference
 from lightning_biaskd.compare.table import interval
 
 BASELINES = ("alone", "plain")
+CHOSEN_IN = ("strong", "shifted", "weak", "equal", "noise", "foreign")
+"""The settings by which the recommended form was chosen."""
 RECOMMENDED = "run, swap by run, 1 + ½"
 """The form of configs/bias/recommended.yaml."""
 TITLES = {
-    "alone": "the student alone",
+    "alone": "student alone",
     "plain": "plain KD, ½ + ½",
     "plain, 1 + ½": "plain KD, 1 + ½",
-    "paper": "the paper's form, `bias/paper.yaml`",
-    RECOMMENDED: "**recommended, `bias/recommended.yaml`**",
+    "paper": "`bias/paper.yaml`",
+    RECOMMENDED: "**`bias/recommended.yaml`**",
 }
+RIVALS = ("smoothing", "plain, 0.1 + 0.9", "MFT", "PLD", "WSLD", "RLD", "DKD")
+AROUND = tuple(f"{method}, recommended" for method in RIVALS[3:])
 PARTS = {
     "run, swap, 1 + ½": "labels always trusted",
     "run, 1 + ½": "no correction",
@@ -36,7 +40,8 @@ def _settings() -> list[str]:
 
 
 def _forms() -> list[str]:
-    return [form for (form,) in names(runs("photos"), "form")]
+    """Around KD."""
+    return [form for (form,) in names(runs("photos"), "form") if form not in RIVALS + AROUND]
 
 
 def _of(setting: str, form: str) -> Runs:
@@ -55,15 +60,24 @@ def margin(setting: str, form: str, column: str) -> Difference:
 
 
 def by_setting() -> str:
-    """Every form in every setting, on test images."""
-    settings = [runs("photos", setting=name) for name in _settings()]
+    """Every form around KD in every setting by which one was chosen, on test images."""
+    settings = [runs("photos", setting=name) for name in CHOSEN_IN]
     rows = [
         ["the teacher", *(mean(by_seed(found, "teacher_acc1")) for found in settings)],
         ["its training views that it gets wrong", *(mean(by_seed(found, "wrong_rate")) for found in settings)],
+        *([f"`{form}`", *_scores(form)] for form in _forms()),
     ]
-    for form in _forms():
-        rows.append([f"`{form}`", *(spread(by_seed(_of(name, form), "acc1_last")) for name in _settings())])
-    return markdown(["top-1 on test images [%]", *_settings()], rows)
+    return markdown(["top-1 on test images [%]", *CHOSEN_IN], rows)
+
+
+def _scores(form: str) -> list[str]:
+    return [spread(by_seed(_of(name, form), "acc1_last")) for name in CHOSEN_IN]
+
+
+def rivals() -> str:
+    """Other answers to a wrong teacher, and the recommended form around those that are methods."""
+    forms = (*BASELINES, *RIVALS, *AROUND, RECOMMENDED)
+    return markdown(["top-1 on test images [%]", *CHOSEN_IN], [[f"`{form}`", *_scores(form)] for form in forms])
 
 
 def _margins(form: str, column: str) -> dict[str, Difference]:
@@ -75,25 +89,37 @@ def worst(column: str) -> str:
     """For each form, its margin over the better baseline in every setting, and the smallest of them."""
     rows = []
     for form in _forms():
-        margins = _margins(form, column)
-        told = [interval(margins[name]) if name in margins else "–" for name in _settings()]
+        margins = {name: found for name, found in _margins(form, column).items() if name in CHOSEN_IN}
+        told = [interval(margins[name]) if name in margins else "–" for name in CHOSEN_IN]
         least = min(margins.values(), key=lambda found: found.mean)
         rows.append([f"`{form}`", *told, f"**{interval(least)}**" if len(margins) == len(told) else "–"])
-    return markdown(["form − max(alone, plain KD) [points]", *_settings(), "worst case"], rows)
+    return markdown(["form − max(alone, plain KD) [points]", *CHOSEN_IN, "worst case"], rows)
 
 
 def headline() -> str:
     """The recommended form, plain KD, the student alone and the paper's form in every setting."""
-    settings = [runs("photos", setting=name) for name in _settings()]
-    rows = [
-        ["the teacher", *(mean(by_seed(found, "teacher_acc1")) for found in settings)],
-        ["its training views that it gets wrong [%]", *(mean(by_seed(found, "wrong_rate")) for found in settings)],
-    ]
-    for form, title in TITLES.items():
-        rows.append([title, *(spread(by_seed(_of(name, form), "acc1_last")) for name in _settings())])
     margins = _margins(RECOMMENDED, "acc1_last")
-    rows.append(["recommended − the better of alone and plain KD, 95 %", *(interval(margins[n]) for n in _settings())])
-    return markdown(["top-1 on test images [%]", *_settings()], rows)
+    rows = []
+    for name in _settings():
+        found = runs("photos", setting=name)
+        rows.append(
+            [
+                name,
+                *(mean(by_seed(found, column)) for column in ("teacher_acc1", "wrong_rate")),
+                *(spread(by_seed(_of(name, form), "acc1_last")) for form in TITLES),
+                interval(margins[name]),
+            ]
+        )
+    return markdown(
+        [
+            "top-1 on test images [%]",
+            "teacher",
+            "its wrong views",
+            *TITLES.values(),
+            "recommended − the better of alone and plain KD, ½ + ½",
+        ],
+        rows,
+    )
 
 
 def ablation() -> str:
@@ -101,11 +127,11 @@ def ablation() -> str:
     rows = []
     for form, title in PARTS.items():
         cells = []
-        for name in _settings():
+        for name in CHOSEN_IN:
             recommended, other = (by_seed(_of(name, which), "acc1_last") for which in (RECOMMENDED, form))
             cells.append(interval(paired_difference(recommended, other)) if other else "–")
         rows.append([f"{title}: `{form}`", *cells])
-    return markdown(["recommended − the form [points]", *_settings()], rows)
+    return markdown(["recommended − the form [points]", *CHOSEN_IN], rows)
 
 
 def _beyond() -> str:
@@ -136,6 +162,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "photos worst, test": lambda: worst("acc1_last"),
     "photos ablation": ablation,
     "photos beyond": _beyond,
+    "photos rivals": rivals,
 }
 FIGURES: dict[str, Callable[[], str]] = {
     "photos runs": lambda: str(len(runs("photos"))),

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import accuracies
+import around_methods
 import photographs
 import timings
 from accuracies import MATRICES, RESULTS
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 BLOCKS: dict[str, Callable[[], str]] = {
     **accuracies.TABLES,
     **accuracies.FIGURES,
+    **around_methods.TABLES,
     **photographs.TABLES,
     **photographs.FIGURES,
     **timings.TABLES,

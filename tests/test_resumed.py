@@ -113,6 +113,7 @@ def test_a_signal_in_the_middle_of_an_accumulation(batch, trainer, tmp_path):
 
 
 def test_another_seed_or_optimizer_is_refused_and_the_rest_is_told(trainer, tmp_path):
+    seed_everything(0, verbose=False)
     fit(trainer, tmp_path, max_epochs=1, ema=False)
     start = tmp_path / "epoch.ckpt"
 
