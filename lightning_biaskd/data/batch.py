@@ -66,14 +66,21 @@ class TensorImages(Dataset[Any]):
 
 
 class SeededViews(Dataset[Any]):
-    """Images augmented when they are fetched, from (seed, epoch, item) only, in whichever process.
+    """Images augmented when they are fetched, from (seed, epoch, image) only, in whichever process.
 
     Args:
         dataset: yields ``(image, target, index)``, and draws its augmentation from torch's random state.
+        index: (n,) the images to use.
+        views: how many numbered views an image has. An epoch draws one of them, and its number is yielded too. ``None``
+            draws a new view in every epoch.
+        seed: of the numbered views.
     """
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
+    def __init__(self, dataset: Dataset[Any], index: Tensor, views: int | None = None, seed: int = 0) -> None:
         self.dataset = dataset
+        self.index = index
+        self.views = views
+        self.seed = seed
         # shared, as workers live longer than an epoch
         self._seed_and_epoch = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
@@ -82,17 +89,23 @@ class SeededViews(Dataset[Any]):
         self._seed_and_epoch.copy_(torch.tensor([seed, epoch]))
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.index)
 
     def __getitem__(self, item: int) -> Any:
+        index = self.index[item : item + 1]
         seed, epoch = self._seed_and_epoch.tolist()
-        with drawing_from(int(random_bits(seed, epoch, torch.tensor([item])))):
-            return self.dataset[item]
+        bits = random_bits(seed, epoch, index)
+        number: tuple[int, ...] = ()
+        if self.views is not None:
+            number = (int(bits % self.views),)
+            bits = random_bits(self.seed, number[0], index)
+        with drawing_from(int(bits)):
+            return *self.dataset[int(index)], *number
 
 
 def collate(samples: Any) -> Batch:
     """Passes on a batch of :class:`TensorImages`, or builds one from single samples."""
     if isinstance(samples, Batch):
         return samples
-    images, targets, indices = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(targets), torch.tensor(indices))
+    images, *numbers = zip(*samples, strict=True)
+    return Batch(torch.stack(images), *map(torch.tensor, numbers))

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.files import fingerprint
 
 SUFFIXES = (  # torchvision's, and further ones that Pillow reads
     *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
     *(".gif", ".jfif", ".jpe", ".jp2", ".avif", ".tga"),
 )
+_SIZES = 1 << 16
 _NAME_FILES = ("LOC_synset_mapping.txt", "words.txt")
 
 
@@ -32,6 +34,13 @@ class ClassFolders(NamedTuple):
     classes: list[str]
     paths: list[str]
     labels: list[int]
+
+    def fingerprint(self) -> str:
+        """Identifies the images by their paths below the split, and by the sizes of up to 65,536 files."""
+        above = len(os.path.commonpath(self.paths))
+        names = [path[above:] for path in self.paths]
+        sizes = [Path(path).stat().st_size for path in self.paths[:: len(self.paths) // _SIZES + 1]]
+        return fingerprint(self.classes, names, sizes)
 
 
 def class_folders(folder: Path) -> ClassFolders:

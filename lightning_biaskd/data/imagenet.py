@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 
-from lightning_biaskd.data.base import ImageDataModule
 from lightning_biaskd.data.batch import SeededViews
 from lightning_biaskd.data.decoding import decoded
+from lightning_biaskd.data.file_views import FileViews, View
 from lightning_biaskd.data.folders import ClassFolders, check_same_classes, class_folders, readable_names
+from lightning_biaskd.data.numbered import checked_views
 from lightning_biaskd.errors import UserError
 
 
-class ImageNetDataModule(ImageDataModule):
+class ImageNetDataModule(FileViews):
     """ImageNet-1k (Deng et al., 2009; Russakovsky et al., 2015): ``root/train`` and ``root/val``, a folder per class.
 
     The labels of ImageNet's test images are not public, so ``val`` is the test set here, and validation images are held
@@ -37,6 +39,8 @@ class ImageNetDataModule(ImageDataModule):
         num_workers: processes that decode images.
         image_size: height and width of the network's input, in pixels.
         resize: the shorter side before the centre crop, in pixels; ``None`` for 256/224 of ``image_size``.
+        views: draw from this number of fixed views per image; ``None`` draws a new view in every epoch. A cache of the
+            teacher stores one output per view.
         mix: mixes the images and labels of a training batch, see :class:`ImageDataModule`.
         drop_last: leave out the last training batch of an epoch if it is not full.
         prefetch_factor: batches that each worker prepares ahead; ``None`` for torch's default.
@@ -57,6 +61,7 @@ class ImageNetDataModule(ImageDataModule):
         num_workers: int = 8,
         image_size: int = 224,
         resize: int | None = None,
+        views: int | None = None,
         mix: nn.Module | None = None,
         drop_last: bool = False,
         prefetch_factor: int | None = None,
@@ -65,12 +70,13 @@ class ImageNetDataModule(ImageDataModule):
     ) -> None:
         super().__init__(root, batch_size, val_split, seed, augment, num_workers, mix=mix, drop_last=drop_last)
         self.image_size = image_size
+        self.views = checked_views(views)
         self.prefetch_factor = prefetch_factor
         self.mean, self.std = checked_normalisation(mean, std)
         crops: list[Any] = [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
         centre: list[Any] = [v2.Resize(side_before_crop(image_size, resize), antialias=True), v2.CenterCrop(image_size)]
-        self._train_view = v2.Compose([*(crops if augment else centre), v2.PILToTensor()])
-        self._test_view = v2.Compose([*centre, v2.PILToTensor()])
+        self.train_view = v2.Compose([*(crops if augment else centre), v2.PILToTensor()])
+        self.test_view = v2.Compose([*centre, v2.PILToTensor()])
 
     def augmented(self, image: Tensor, bits: Tensor) -> Tensor:
         """Returns the images unchanged, because they are cropped while they are decoded."""
@@ -81,22 +87,30 @@ class ImageNetDataModule(ImageDataModule):
         check_same_classes(Path(self.root, "train"), train.classes, Path(self.root, "val"), test.classes)
         self.num_classes, self.class_names = len(train.classes), readable_names(Path(self.root), train.classes)
         kept, held_out = self.split(len(train.paths))
-        training = SeededViews(Subset(_Files(train, self._train_view), kept.tolist()))
-        val = Subset(_Files(train, self._test_view), held_out.tolist()) if len(held_out) else None
-        return training, val, _Files(test, self._test_view)
+        self.files = _Files(train, self.train_view)
+        training = SeededViews(self.files, kept, self.view_count, self.seed)
+        val = Subset(_Files(train, self.test_view), held_out.tolist()) if len(held_out) else None
+        return training, val, _Files(test, self.test_view)
 
 
 class _Files(Dataset[Any]):
-    def __init__(self, folders: ClassFolders, transform: Callable[[Any], Tensor]) -> None:
+    def __init__(self, folders: ClassFolders, view: View) -> None:
         self.folders = folders
-        self.transform = transform
+        self.view = view
 
     def __len__(self) -> int:
         return len(self.folders.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        image = self.transform(decoded(self.folders.paths[index]))
-        return torch.as_tensor(image), self.folders.labels[index], index
+        return torch.as_tensor(self.view(self.decoded(index))), self.folders.labels[index], index
+
+    def decoded(self, index: int) -> Image.Image:
+        """The image with the given index."""
+        return decoded(self.folders.paths[index])
+
+    def fingerprint(self) -> str:
+        """Identifies the images."""
+        return self.folders.fingerprint()
 
 
 def side_before_crop(image_size: int, resize: int | None) -> int:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from lightning_biaskd.data.batch import TensorImages
 from lightning_biaskd.data.labels import class_numbers
+from lightning_biaskd.data.numbered import checked_views
 from lightning_biaskd.data.views import CountableViews
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.randomness.bits import further_bits, random_bits
@@ -61,8 +62,6 @@ class InMemoryDataModule(CountableViews):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if views is not None and views < 1:
-            raise UserError(f"views={views} leaves nothing to train on: give 1 at least, or null for all views")
         if cutout < 0 or not 0 <= color_jitter <= 1:
             raise UserError(
                 f"cutout={cutout} and color_jitter={color_jitter}: a side of 0 pixels or more, and a share from 0 to 1"
@@ -70,7 +69,7 @@ class InMemoryDataModule(CountableViews):
         self.strong_view = strong_view
         self.cutout = cutout
         self.color_jitter = color_jitter
-        self.fixed_views = views
+        self.fixed_views = checked_views(views)
         self.train_size = train_size
         self.label_noise = label_noise
 

@@ -115,23 +115,21 @@ class CountableViews(ImageDataModule):
         return batch._replace(image=self.augmented(batch.image, bits), view=view)
 
     def numbered_images(self, index: Tensor, view: Tensor) -> Tensor:
-        """Views of training images, normalised.
-
-        The number after the last view stands for the image without augmentation.
-
-        Args:
-            index: (B,), indices of the images.
-            view: (B,), numbers of the views, up to :attr:`view_count`, which must be known.
-
-        Returns:
-            (B, D, H, W) float, on the device of ``view``.
-        """
+        """Views of training images, see :class:`~lightning_biaskd.data.numbered.NumberedViews`."""
         assert self.view_count is not None
         batch = cast("TensorImages", self.train_set).pick(index.cpu())
         batch = batch._replace(image=batch.image.to(view.device), index=index.to(view.device))
         image = self.numbered_views(batch, view.clamp_max(self.view_count - 1)).image
         plain = (view == self.view_count).view(-1, 1, 1, 1)
         return self.normalized(torch.where(plain, batch.image, image))
+
+    def numbered_batches(
+        self, index: Tensor, view: Tensor, batch_size: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yields indices, numbers and views, batch by batch."""
+        for start in range(0, len(index), batch_size):
+            some, views = index[start : start + batch_size], view[start : start + batch_size]
+            yield some, views, self.numbered_images(some.to(device), views.to(device))
 
     def numbers_and_views(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the indices of the images that training and then validation use, with the numbers of their views."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
-from lightning_biaskd.data.in_memory import InMemoryDataModule
+from lightning_biaskd.data.numbered import NumberedViews
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import fingerprint
 from lightning_biaskd.teachers.encoding import Encoding, StoredType
@@ -80,13 +80,17 @@ class TeacherCache:
         return self._open(teacher, data, num_classes)
 
     def _open(self, teacher: FrozenTeacher, data: Any, num_classes: int | None) -> OpenCache:
-        countable = isinstance(data, InMemoryDataModule) and data.view_count is not None
-        if not countable or data.num_samples is None or num_classes is None:
+        if (
+            not isinstance(data, NumberedViews)
+            or data.view_count is None
+            or data.num_samples is None
+            or num_classes is None
+        ):
             raise UserError(
-                "a cache of the teacher needs a data module whose views can be counted: data in memory without "
-                "strong_view, and with views=16 or so where cutout, color_jitter or an augmentation of your own are on"
+                "a cache of the teacher needs a data module whose views can be counted: no strong_view, and views=16 "
+                "or so for ImageNetDataModule, with cutout or color_jitter, or with an augmentation of your own"
             )
-        slots = cast("int", data.view_count) + 1  # and the image without augmentation
+        slots = data.view_count + 1  # and the image without augmentation
         count = data.num_samples * slots
         encoding = Encoding(num_classes, self.dtype, self.topk)
         header = {

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 
 from lightning_biaskd.data.batch import Batch
-from lightning_biaskd.data.in_memory import InMemoryDataModule
+from lightning_biaskd.data.numbered import NumberedViews
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.teachers.ensemble import EnsembleTeacher
 from lightning_biaskd.teachers.frozen import FrozenTeacher
@@ -31,13 +31,13 @@ class EnsembleCache:
         pairs = zip(self.caches, ensemble.members, strict=True)
         return ensemble.mean_of([cache.outputs_of(batch, member) for cache, member in pairs])
 
-    def keep_on(self, device: torch.device, data: InMemoryDataModule) -> None:
+    def keep_on(self, device: torch.device, data: NumberedViews) -> None:
         """See :meth:`OpenCache.keep_on`."""
         for cache in self.caches:
             cache.keep_on(device, data)
 
     def fill(
-        self, teacher: FrozenTeacher, data: InMemoryDataModule, device: torch.device, batch_size: int = 512
+        self, teacher: FrozenTeacher, data: NumberedViews, device: torch.device, batch_size: int = 512
     ) -> Iterator[tuple[int, int]]:
         """See :meth:`OpenCache.fill`; counts one teacher after the other."""
         for cache, member in zip(self.caches, teacher.members, strict=True):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from lightning_biaskd.data.batch import Batch
-from lightning_biaskd.data.in_memory import InMemoryDataModule
+from lightning_biaskd.data.numbered import NumberedViews
 from lightning_biaskd.distributed.ranks import rank, world_size
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.outputs import Outputs
@@ -36,9 +36,7 @@ class OpenCache:
             calls or depend on the other images of the batch.
     """
 
-    def __init__(
-        self, rows: Rows, encoding: Encoding, slots: int, teacher: FrozenTeacher, data: InMemoryDataModule
-    ) -> None:
+    def __init__(self, rows: Rows, encoding: Encoding, slots: int, teacher: FrozenTeacher, data: NumberedViews) -> None:
         self._rows = rows
         self._encoding = encoding
         self._slots = slots
@@ -66,7 +64,7 @@ class OpenCache:
             rows = self._rows.add(here, self._encoding.encode(teacher(batch.image).logits))
         return Outputs(self._encoding.decode(rows).to(batch.image.device))
 
-    def keep_on(self, device: torch.device, data: InMemoryDataModule) -> None:
+    def keep_on(self, device: torch.device, data: NumberedViews) -> None:
         """Copies a full cache to a GPU, if it takes up at most a quarter of its free memory."""
         fits = device.type == "cuda" and self._rows.count * self._rows.width <= torch.cuda.mem_get_info(device)[0] / 4
         if not fits or self._resident is not None or self.missing(data).numel():
@@ -76,7 +74,7 @@ class OpenCache:
             resident[start : start + len(rows)] = rows.to(device)
         self._resident = resident
 
-    def missing(self, data: InMemoryDataModule) -> Tensor:
+    def missing(self, data: NumberedViews) -> Tensor:
         """Slots that training and validation need and that are empty."""
         filled = self._rows.filled()
         wanted = torch.zeros(len(filled) // self._slots, self._slots, dtype=torch.bool)
@@ -85,7 +83,7 @@ class OpenCache:
         return (wanted.view(-1) & ~filled).nonzero().view(-1)
 
     def fill(
-        self, teacher: FrozenTeacher, data: InMemoryDataModule, device: torch.device, batch_size: int = 512
+        self, teacher: FrozenTeacher, data: NumberedViews, device: torch.device, batch_size: int = 512
     ) -> Iterator[tuple[int, int]]:
         """Computes and stores what is missing; each process takes its share.
 
@@ -104,25 +102,18 @@ class OpenCache:
         slots = self.missing(data)
         # shared by image, as what is missing shrinks while other processes fill
         slots = slots[slots // self._slots % world_size() == rank()]
-        for start in range(0, len(slots), batch_size):
-            some = slots[start : start + batch_size]
+        done = 0
+        for index, view, image in data.numbered_batches(slots // self._slots, slots % self._slots, batch_size, device):
             if not self._rows.writable:
                 raise UserError(
                     f"the teacher's cache in '{self._rows.folder}' can't be written to: name another folder"
                 )
-            self._rows.add(some, self._encoding.encode(self._outputs(teacher, data, some, device).logits))
-            yield start + len(some), len(slots)
+            logits = _logits_as_in_a_step(teacher, image, data)
+            self._rows.add(index * self._slots + view, self._encoding.encode(logits))
+            done += len(index)
+            yield done, len(slots)
 
-    def _outputs(
-        self, teacher: FrozenTeacher, data: InMemoryDataModule, slots: Tensor, device: torch.device
-    ) -> Outputs:
-        """The teacher's outputs for the images and views of those slots, in the precision of a training step."""
-        index, view = (slots // self._slots).to(device), (slots % self._slots).to(device)
-        image = data.numbered_images(index, view)
-        with _as_in_a_step(data):
-            return teacher(image)  # type: ignore[no-any-return]
-
-    def _compare(self, teacher: FrozenTeacher, data: InMemoryDataModule) -> None:
+    def _compare(self, teacher: FrozenTeacher, data: NumberedViews) -> None:
         """Verifies that the teacher's outputs can be stored, and that some stored outputs are this teacher's."""
         filled = self._rows.filled().nonzero().view(-1)
         slots = filled if len(filled) else self.missing(data)
@@ -130,7 +121,8 @@ class OpenCache:
         if not len(some):
             return
         device = torch.device("cpu") if data.trainer is None else data.trainer.strategy.root_device
-        logits = self._outputs(teacher, data, some, device).logits.float().cpu()
+        index, view = (some // self._slots).to(device), (some % self._slots).to(device)
+        logits = _logits_as_in_a_step(teacher, data.numbered_images(index, view), data).float().cpu()
         if teacher.fault is not None:
             raise UserError(f"the teacher's outputs can't be stored: {teacher.fault}, or train without a cache")
         if not len(filled):
@@ -145,6 +137,8 @@ class OpenCache:
             )
 
 
-def _as_in_a_step(data: InMemoryDataModule) -> AbstractContextManager[object]:
-    trainer = data.trainer
-    return nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
+def _logits_as_in_a_step(teacher: FrozenTeacher, image: Tensor, data: NumberedViews) -> Tensor:
+    """The teacher's logits in the precision of a training step."""
+    with nullcontext() if data.trainer is None else data.trainer.precision_plugin.forward_context():
+        outputs: Outputs = teacher(image)
+    return outputs.logits

@@ -380,7 +380,7 @@ def test_imagenet_reads_class_folders(tmp_path, trainer):
     assert data.num_classes == 3
     assert data.class_names == ["cat", "dog", "eel"]
     assert (len(data.train_set), len(data.val_set)) == (14, 4)
-    assert not set(data.train_set.dataset.indices) & set(data.val_set.indices)
+    assert not set(data.train_set.index.tolist()) & set(data.val_set.indices)
     assert views(trainer, data)[0].shape == (14, 3, 32, 32)
 
 
