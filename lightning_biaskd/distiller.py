@@ -87,6 +87,8 @@ class Distiller(nn.Module):
         needs: what else it needs, a :class:`Needs`.
         least_classes: the smallest number of classes with which the method's loss teaches anything. The method refuses
             fewer. In a wrapper or a sum, each method checks its own.
+        soft_labels: whether the method reads of the teacher nothing but :math:`\mathrm{softmax}(z^T/\tau)`, so that a
+            cache may store the largest logits only, see :class:`~lightning_biaskd.TeacherCache`.
         ramp: buffer, the factor of the warm-up. It is 1 until :meth:`set_epoch` is called.
 
     Raises:
@@ -105,6 +107,7 @@ class Distiller(nn.Module):
     reads: Reads = "logits"
     needs: Needs = Needs()
     least_classes: int = 2
+    soft_labels: bool = False
     ramp: Tensor
 
     def __init__(self, temperature: float = 1.0, warmup_epochs: int = 0) -> None:

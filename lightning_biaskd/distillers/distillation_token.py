@@ -66,6 +66,7 @@ class DistillationToken(Wrapper):
                     "beside DistillationToken in a WeightedSum"
                 )
         super().__init__(inner)
+        self.soft_labels = inner.soft_labels
         self.head = head
         self.token_head = token_head
         self.needs = self.needs | Needs(layers=(head, token_head))

@@ -63,6 +63,8 @@ class DKD(Distiller):
         warmup_epochs: epochs of the linear warm-up.
     """
 
+    soft_labels = True
+
     def __init__(
         self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, warmup_epochs: int = 20
     ) -> None:

@@ -37,6 +37,8 @@ class Hard(Distiller):
     ``revise`` do, the student learns the label.
     """
 
+    soft_labels = True
+
     def __init__(self) -> None:
         super().__init__()
 

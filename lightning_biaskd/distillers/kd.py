@@ -37,6 +37,8 @@ class KD(Distiller):
         temperature: τ; 4 is the field's choice on CIFAR-100, 1 on ImageNet.
     """
 
+    soft_labels = True
+
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__(temperature)
 

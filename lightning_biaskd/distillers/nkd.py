@@ -54,6 +54,7 @@ class NKD(Distiller):
 
     def __init__(self, gamma: float = 1.5, temperature: float = 1.0) -> None:
         super().__init__(temperature)
+        self.soft_labels = temperature == 1  # at another one, it reads probabilities at two temperatures
         self.gamma = gamma
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:

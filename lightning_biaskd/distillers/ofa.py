@@ -83,6 +83,8 @@ class OFA(Distiller):
             on features that are neither maps nor tokens.
     """
 
+    soft_labels = True
+
     def __init__(
         self,
         exponent: float = 1.5,

@@ -55,6 +55,7 @@ class WSLD(Distiller):
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__(temperature)
+        self.soft_labels = temperature == 1  # at another one, it reads probabilities at two temperatures
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         return wsld_loss(student.logits, teacher.logits, target, self.temperature)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lightning_biaskd.data.numbered import NumberedViews
+from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import fingerprint
 from lightning_biaskd.teachers.encoding import Encoding, StoredType
@@ -40,22 +41,52 @@ class TeacherCache:
         path: the folder. It is created if it does not exist, and its space on the disk is reserved.
         dtype: ``"float16"`` rounds the distance of each logit to the largest by at most 2⁻¹¹ of it; the teacher is
             right and wrong on the same images as without a cache. ``"float32"`` rounds nothing.
-        topk: store the largest logits only, and one value for all other classes that preserves the sum of their
-            probabilities; ``None`` stores all. For many classes. Where more than ``topk`` classes share the first
-            place, those left out no longer do.
+        topk: store the largest logits and their classes only, and one value for all other classes; ``None`` stores all.
+            A method then sees the teacher's probabilities of the ``topk`` classes, and spread evenly over the others
+            what is left, as in FKD (Shen, Xing, *A Fast Knowledge Distillation Framework for Visual Recognition*, ECCV
+            2022, arXiv 2112.01528). Methods that read anything else are refused, see
+            :attr:`~lightning_biaskd.Distiller.soft_labels`. Where more than ``topk`` classes share the first place,
+            those left out no longer do.
+        temperature: τ of the methods that use a cache with ``topk``, at which those probabilities are right.
 
     Raises:
-        UserError: an unknown ``dtype``, or ``topk`` below 1.
+        UserError: an unknown ``dtype``, ``topk`` below 1, or a temperature that is not positive.
     """
 
-    def __init__(self, path: str, dtype: StoredType = "float16", topk: int | None = None) -> None:
+    def __init__(
+        self, path: str, dtype: StoredType = "float16", topk: int | None = None, temperature: float = 1.0
+    ) -> None:
         if dtype not in get_args(StoredType):
             raise UserError(f"a cache stores {' or '.join(get_args(StoredType))}, not dtype={dtype!r}")
         if topk is not None and topk < 1:
             raise UserError(f"topk={topk} stores no logit of any class: give 1 at least, or null for all")
+        if temperature <= 0:
+            raise UserError(f"temperature must be positive, got {temperature}")
         self.path = Path(path).expanduser()
         self.dtype = dtype
         self.topk = topk
+        self.temperature = temperature
+
+    def check(self, distiller: Distiller) -> None:
+        """Checks that a cache can serve a method.
+
+        Raises:
+            UserError: the method reads the teacher's features, or more of its logits than ``topk`` stores.
+        """
+        if distiller.needs.teacher_layers or distiller.needs.embedding:
+            raise UserError(f"{type(distiller).__name__} reads the teacher's features, and a cache holds logits alone")
+        for term, _ in distiller.terms() if self.topk is not None else ():
+            name = type(term).__name__
+            if term.reads != "nothing" and not term.soft_labels:
+                raise UserError(
+                    f"{name} reads more of the teacher's logits than a cache with topk={self.topk} stores: give it "
+                    "topk: null, or train without a cache"
+                )
+            if term.reads != "nothing" and term.temperature != self.temperature:
+                raise UserError(
+                    f"{name} compares at temperature {term.temperature:g}, and a cache with topk={self.topk} stores "
+                    f"probabilities at {self.temperature:g}: give it temperature: {term.temperature:g}, or topk: null"
+                )
 
     def open(self, teacher: FrozenTeacher, data: Any, num_classes: int | None) -> OpenCache | EnsembleCache:
         """Creates the folder, or verifies that it belongs to this teacher and these data and is whole.
@@ -74,7 +105,8 @@ class TeacherCache:
         """
         if isinstance(teacher, EnsembleTeacher):
             folders = [
-                TeacherCache(str(self.path / str(n)), self.dtype, self.topk) for n in range(len(teacher.members))
+                TeacherCache(str(self.path / str(n)), self.dtype, self.topk, self.temperature)
+                for n in range(len(teacher.members))
             ]
             return EnsembleCache([f._open(t, data, num_classes) for f, t in zip(folders, teacher.members, strict=True)])
         return self._open(teacher, data, num_classes)
@@ -92,7 +124,7 @@ class TeacherCache:
             )
         slots = data.view_count + 1  # and the image without augmentation
         count = data.num_samples * slots
-        encoding = Encoding(num_classes, self.dtype, self.topk)
+        encoding = Encoding(num_classes, self.dtype, self.topk, self.temperature)
         header = {
             "version": _VERSION,
             "teacher": teacher.fingerprint(),
@@ -102,6 +134,7 @@ class TeacherCache:
             "classes": num_classes,
             "dtype": self.dtype,
             "topk": self.topk,
+            "temperature": None if self.topk is None else self.temperature,
         }
         try:
             prepare(self.path, header, {DATA: count * encoding.width, CHECKSUMS: count * CHECKSUM_BYTES})

@@ -28,6 +28,7 @@ class Encoding:
         dtype: ``"float16"`` or ``"float32"``.
         topk: store the largest logits and their classes only, and one value for all other classes that preserves the
             sum of their probabilities; ``None`` stores all.
+        temperature: at which that sum is preserved.
 
     Example:
         >>> encoding = Encoding(3, "float16")
@@ -39,9 +40,10 @@ class Encoding:
         (True, 10)
     """
 
-    def __init__(self, num_classes: int, dtype: StoredType, topk: int | None = None) -> None:
+    def __init__(self, num_classes: int, dtype: StoredType, topk: int | None = None, temperature: float = 1.0) -> None:
         self.num_classes = num_classes
         self.dtype = getattr(torch, dtype)
+        self.temperature = temperature
         self.kept = None if topk is None else min(topk, num_classes)
         self.index = torch.int16 if num_classes < 1 << 15 else torch.int32
         values = num_classes if self.kept is None else self.kept + 1
@@ -102,7 +104,8 @@ class Encoding:
         """The largest logits with that of each other class (B, k + 1), and their classes (B, k)."""
         values, classes = z.topk(self.kept or 1, dim=1)
         others = z.scatter(1, classes, -torch.inf)
-        mean = others.logsumexp(1, keepdim=True) - math.log(max(self.num_classes - classes.shape[1], 1))
+        mean = (others / self.temperature).logsumexp(1, keepdim=True)
+        mean = self.temperature * (mean - math.log(max(self.num_classes - classes.shape[1], 1)))
         largest = others.amax(1, keepdim=True)
         rest = torch.where(z.amin(1, keepdim=True) == largest, largest, torch.minimum(mean, _next_below(largest)))
         return torch.cat([values, rest.clamp_min(torch.finfo(torch.float32).min)], dim=1), classes

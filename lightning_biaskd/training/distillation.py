@@ -14,7 +14,6 @@ from torchmetrics import MetricCollection
 from lightning_biaskd.bias import BiasStrategy
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.distillers import KD
-from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.networks.inputs import InputSpec, warn_of_pretrained
 from lightning_biaskd.networks.named_inputs import Input, one_of
@@ -126,8 +125,8 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
         self.distiller = step.distiller
         self.bias = step.bias
         self.teacher_cache = TeacherCache(teacher_cache) if isinstance(teacher_cache, str) else teacher_cache
-        if self.teacher_cache is not None and (distiller.needs.teacher_layers or distiller.needs.embedding):
-            raise UserError(f"{type(distiller).__name__} reads the teacher's features, and a cache holds logits alone")
+        if self.teacher_cache is not None:
+            self.teacher_cache.check(distiller)
 
     @property
     def student(self) -> nn.Module:

@@ -30,20 +30,20 @@ def fill_cache(module: LightningModule, datamodule: LightningDataModule, trainer
     trainer = trainer or Trainer(devices=1, **QUIET)
     trainer.fit_loop.max_epochs = 0
     module.connect_data(datamodule)
-    filler = _Filler(module, getattr(datamodule, "num_classes", None), module.teacher_cache)
-    trainer.fit(filler, datamodule=datamodule)
+    trainer.fit(_Filler(module, module.teacher_cache), datamodule=datamodule)
 
 
 class _Filler(TeacherPass):
     """Is fitted for no epoch, so that processes and data are there."""
 
-    def __init__(self, module: DistillationModule, num_classes: int | None, cache: TeacherCache) -> None:
-        super().__init__(module, num_classes)
+    def __init__(self, module: DistillationModule, cache: TeacherCache) -> None:
+        super().__init__(module, None)
         self.cache = cache
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        store = self.cache.open(self.teacher, data, self.num_classes)
+        # a folder tells its classes once it is read
+        store = self.cache.open(self.teacher, data, getattr(data, "num_classes", None))
         with Progress(disable=not self.trainer.is_global_zero) as progress:
             task = progress.add_task("the teacher answers", total=None)
             for done, total in store.fill(self.teacher, data, self.device):
