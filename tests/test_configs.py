@@ -146,3 +146,30 @@ def test_a_weighted_sum_in_yaml(tmp_path):
     terms = list(instantiate(*COMPLETE.values(), path).model.distiller.terms())
     assert [(type(term).__name__, weight) for term, weight in terms] == [("KD", 1.0), ("DKD", 0.5)]
     assert terms[0][0].temperature == 2
+
+
+IMAGENET = [name for name in FILES if name.startswith("recipe/imagenet_")]
+
+
+def test_imagenet_recipes_have_batches_of_512_in_all():
+    for path in (CONFIGS / "trainer").glob("imagenet_*.yaml"):
+        settings = yaml.safe_load(path.read_text())
+        run, batch_size = settings["trainer"], settings["data"]["init_args"]["batch_size"]
+        assert batch_size * run["devices"] * run.get("num_nodes", 1) == 512
+        assert run["precision"] == "bf16-mixed"
+        assert "sync_batchnorm" in run
+    extra = ["--model.teacher.weights", "null", "--trainer.num_nodes", "1"]
+    files = "recipe/imagenet_resnet34_resnet18_dkd.yaml", "trainer/imagenet_2_nodes.yaml"
+    cli = instantiate(*files, extra=extra)
+    assert (cli.datamodule.batch_size, cli.datamodule.val_split) == (32, 0)
+    assert cli.model.channels_last
+
+
+def test_imagenet_recipes_are_the_fields():
+    for name in IMAGENET:
+        settings = yaml.safe_load((CONFIGS / name).read_text())
+        assert settings["trainer"]["logger"]["init_args"]["name"] == Path(name).stem
+        assert settings["trainer"]["max_epochs"] == 100
+    sgd, steps = (yaml.safe_load((CONFIGS / f"parts/imagenet_{part}.yaml").read_text()) for part in ("sgd", "steps"))
+    assert sgd["init_args"] == {"lr": 0.2, "momentum": 0.9, "weight_decay": 1e-4}
+    assert steps["init_args"] == {"milestones": [0.3, 0.6, 0.9], "gamma": 0.1}

@@ -1,6 +1,5 @@
 """A cache of the teacher for images that are decoded when they are fetched."""
 
-import json
 import shutil
 
 import pytest
@@ -167,39 +166,24 @@ def test_filling_goes_on_where_it_was(root, tmp_path):
     assert not again.missing(source).numel()
 
 
-def test_two_processes_fill_it_by_command_and_train_from_it(root, tmp_path):
-    (tmp_path / "run.yaml").write_text(
-        json.dumps(
-            {
-                "data": {
-                    "class_path": "ImageNetDataModule",
-                    "init_args": {"root": str(root), "views": 3, "image_size": 32, "resize": 36, "val_split": 4}
-                    | {"num_workers": 0, "batch_size": 4},
-                },
-                "model": {
-                    "class_path": "DistillationModule",
-                    "init_args": {
-                        name: {"class_path": "lightning_biaskd.models.resnet8", "init_args": {"num_classes": 3}}
-                        for name in ("student", "teacher")
-                    }
-                    | {
-                        "distiller": {"class_path": "KD", "init_args": {"temperature": 1.0}},
-                        "teacher_cache": {"class_path": "TeacherCache", "init_args": {"path": "cache", "topk": 2}},
-                        "teacher_weights": str(tmp_path / "teacher.pt"),
-                    },
-                },
-                "trainer": {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_progress_bar": False}
-                | {"max_epochs": 1, "logger": False, "enable_checkpointing": False},
-            }
-        )
-    )
+def test_two_processes_fill_it_by_a_recipe_and_train_from_it(root, tmp_path):
+    network = ["lightning_biaskd.models.resnet8", "num_classes", "3"]
+    recipe = ["-c", "configs/recipe/imagenet_resnet34_resnet18_kd_cached.yaml"]
+    recipe += ["-c", "configs/trainer/imagenet_8_gpus.yaml", "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    recipe += ["--data.root", str(root), "--data.image_size", "32", "--data.num_workers", "0", "--data.batch_size", "4"]
+    recipe += ["--data.views", "3", "--model.teacher_cache.path", "cache", "--model.teacher_weights", "teacher.pt"]
+    for role in ("student", "teacher"):
+        recipe += [f"--model.{role}", network[0], f"--model.{role}.{network[1]}", network[2]]
+    recipe += ["--trainer.max_steps", "3", "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false"]
     torch.save(CIFARResNet(8, 3).state_dict(), tmp_path / "teacher.pt")
-    launch(main, ["cache", "-c", str(tmp_path / "run.yaml")], ranks=2, folder=tmp_path)
+    launch(main, ["cache", *recipe], ranks=2, folder=tmp_path)
     filled = torch.from_file(str(tmp_path / "cache/filled.bin"), size=18 * 4, dtype=torch.int32)
-    assert int((filled != 0).sum()) == 14 * 3 + 4
+    assert int((filled != 0).sum()) == 18 * 3
     before = (tmp_path / "cache/logits.bin").read_bytes()
-    launch(main, ["fit", "-c", str(tmp_path / "run.yaml"), "--test_after_fit", "false"], ranks=2, folder=tmp_path)
+    launch(main, ["fit", *recipe, "--test_after_fit", "false"], ranks=2, folder=tmp_path)
     assert (tmp_path / "cache/logits.bin").read_bytes() == before
+    (last,) = tmp_path.glob("runs/*/version_0/checkpoints/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 3
 
 
 @pytest.mark.parametrize(
