@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from accuracies import about, by_seed, difference, markdown, mean, names, runs, spread
+from accuracies import about, by_seed, difference, markdown, names, runs, spread
 
 from lightning_biaskd.compare.statistics import paired_difference
 from lightning_biaskd.compare.table import interval
@@ -28,7 +28,9 @@ def scored(matrix: str, column: str, title: str) -> str:
     rows = []
     for method, form in names(runs(matrix), "method", "form"):
         found, plain = (runs(matrix, method=method, form=which) for which in (form, "plain"))
-        rows.append([f"`{method}`", form, str(len(found)), spread(by_seed(found, column)), difference(found, plain, column)])
+        rows.append(
+            [f"`{method}`", form, str(len(found)), spread(by_seed(found, column)), difference(found, plain, column)]
+        )
     return markdown(["method", "form", "seeds", f"{title} [%]", "minus plain [points], 95 %"], rows)
 
 
