@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_biaskd.data.batch import Batch
@@ -14,9 +13,10 @@ from lightning_biaskd.teachers.cache import TeacherCache
 from lightning_biaskd.teachers.ensemble_cache import EnsembleCache
 from lightning_biaskd.teachers.frozen import FrozenTeacher
 from lightning_biaskd.teachers.store import OpenCache
+from lightning_biaskd.training.method import MethodModule
 
 
-class CachedTeacherModule(LightningModule):
+class CachedTeacherModule(MethodModule):
     """A module that opens its teacher's cache for a fit, and runs the teacher everywhere else.
 
     Attributes:
@@ -48,7 +48,7 @@ class CachedTeacherModule(LightningModule):
             self.open_cache = self.teacher_cache.open(self.teacher, datamodule, self.num_classes)
 
     def on_new_epoch(self) -> None:
-        """Called before the first batch of every epoch, including in a run that resumes in the middle of one."""
+        super().on_new_epoch()
         if self.open_cache is not None and self.device.type == "cuda":
             self.open_cache.keep_on(self.device, self.trainer.datamodule)  # type: ignore[attr-defined]
 

@@ -8,28 +8,21 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_biaskd.errors import UserError
-from lightning_biaskd.metrics import Means
-from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.networks.named_inputs import Input
 from lightning_biaskd.networks.outputs import Outputs, labels_on_grid, resized
 from lightning_biaskd.networks.tap import FeatureTap
-from lightning_biaskd.networks.weights import load_weights, mismatch
 from lightning_biaskd.renamed import refuse_renamed_methods
 from lightning_biaskd.training.batches import images_of, labelled
-from lightning_biaskd.training.checks import check_accumulation, check_labels, check_student, check_student_outputs
-from lightning_biaskd.training.evaluation import EvaluatedModule
-from lightning_biaskd.training.hyperparameters import save_plain_arguments
-from lightning_biaskd.training.optimization import OptimizedModule
+from lightning_biaskd.training.checks import check_labels, check_student_outputs
+from lightning_biaskd.training.network import NetworkModule
 from lightning_biaskd.training.step import Step, accuracy, cross_entropy, of_all_ranks
 
 
-class ClassificationModule(EvaluatedModule, OptimizedModule):
+class ClassificationModule(NetworkModule):
     """Trains a classifier: a teacher, or a student alone as the baseline.
 
     Batches are ``(image, target, …)``; in training, labels mixed by MixUp or CutMix (B, C) are taken too. Made to be
@@ -100,19 +93,9 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
         metrics: Sequence[Metric] | Mapping[str, Metric] | None = None,
         ignore_index: int | None = None,
     ) -> None:
-        super().__init__()
-        save_plain_arguments(self)
-        self.model = model
-        self.weights = weights
+        super().__init__(model, weights, optimizer, lr_scheduler, lr_interval, lr_batch_size)
         self.label_smoothing = label_smoothing
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.lr_interval = lr_interval
-        self.lr_batch_size = lr_batch_size
-        self.num_classes: int | None = None
-        self._loaded = False
         self._tap = FeatureTap(model)
-        self.meters = Meters()
         self.data_input = self._data_input = data_input
         self.convert = conversion(model, model_input, data_input)
         self.channels_last = channels_last
@@ -171,26 +154,8 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
         check_labels(target, logits, classes, batch_idx, type(self.model).__name__, self.ignore_index)
         check_student_outputs(logits, batch_idx, type(self.model).__name__)
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
-        """The loss, and for callbacks what :meth:`callback_outputs` gives them."""
-        batch = labelled(batch, batch_idx, mixed=True)
-        step = self.losses(batch, batch_idx)
-        if not isinstance(step, Step):
-            raise UserError(
-                f"{type(self).__name__}.losses returned a {type(step).__name__}: return a Step, for example "
-                "step._replace(loss=step.loss + term) of the step that super().losses(…) gives"
-            )
-        logged = {**step.logged, "train/loss": step.loss.detach()}
-        self.meters.update("train/", lambda: Means(list(logged)), list(logged.values()), len(batch[1]))
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
-        if every and (self.global_step + 1) % every == 0:
-            self.log("train/loss_step", logged["train/loss"], prog_bar=True)
-        trust = {} if step.trust is None else {"trust": step.trust}
-        return {"loss": step.loss, **trust, **self.callback_outputs(step.student, step.teacher, batch[1])}
-
-    def callback_outputs(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> dict[str, Tensor]:
-        """What callbacks find in the ``outputs`` of a batch in addition to the loss; nothing here."""
-        return {}
+    def checked_batch(self, batch: Any, batch_idx: int) -> Sequence[Any]:
+        return labelled(batch, batch_idx, mixed=self.trainer.training)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Logits (B, C)."""
@@ -199,10 +164,7 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        check_student(self.model, stage, str(self.trainer.precision))
-        datamodule = getattr(self.trainer, "datamodule", None)
-        self.num_classes = getattr(datamodule, "num_classes", None)
-        self.connect_data(datamodule)
+        self.connect_data(getattr(self.trainer, "datamodule", None))
         spread = self.device_mesh is not None  # by FSDP, which takes contiguous weights alone
         if self.channels_last and not spread and any(parameter.ndim == 4 for parameter in self.model.parameters()):
             self.model.to(memory_format=torch.channels_last)
@@ -222,35 +184,8 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
             if isinstance(module, InputConversion):
                 module.connect(given)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self._loaded = True  # a checkpoint's, or what processes that were spawned have trained
-        return super().load_state_dict(state_dict, *args, **kwargs)
-
-    def _load_initial(self) -> None:
-        if self.weights is not None and not self._loaded:
-            load_weights(self.model, self.weights)
-        self._loaded = True
-
-    def on_validation_start(self) -> None:
-        super().on_validation_start()
-        self._load_initial()
-
-    def on_test_start(self) -> None:
-        super().on_test_start()
-        self._load_initial()
-
-    def on_predict_start(self) -> None:
-        self._load_initial()
-
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        check_accumulation(self.trainer)
-        self._load_initial()
-        if not self.model.training:
-            rank_zero_warn(
-                f"{type(self.model).__name__} came in eval mode, as loaded networks do; it is put in train mode"
-            )
-            self.model.train()
         if self.compile_mode and not self._compiled:
             for part in self.parts_to_compile():
                 part.compile(fullgraph=True, mode=None if self.compile_mode is True else self.compile_mode)
@@ -259,20 +194,6 @@ class ClassificationModule(EvaluatedModule, OptimizedModule):
     def parts_to_compile(self) -> list[nn.Module]:
         """The modules that ``compile`` compiles in place, each as one graph."""
         return [self.model]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the card of an export tells: the metrics of the moment and the names of the classes."""
-        super().on_save_checkpoint(checkpoint)
-        metrics = self.trainer.callback_metrics
-        checkpoint["metrics"] = {name: float(value) for name, value in metrics.items()}
-        checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        problem = mismatch(self, checkpoint["state_dict"], self.strict_loading)
-        if problem:
-            raise UserError(f"the checkpoint does not fit {type(self.model).__name__}: {problem}")
-        self._loaded = True
 
 
 _default_optimizer = inspect.signature(ClassificationModule).parameters["optimizer"].default

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -24,8 +22,6 @@ from lightning_biaskd.teachers.frozen import FrozenTeacher
 from lightning_biaskd.training.cached_teacher import CachedTeacherModule
 from lightning_biaskd.training.checks import check_index, check_pairs, check_teacher, check_views
 from lightning_biaskd.training.classification import ClassificationModule
-from lightning_biaskd.training.dynamic_weights import DynamicWeights
-from lightning_biaskd.training.progress import EpochCallback
 from lightning_biaskd.training.rehearsal import RehearsedModule
 from lightning_biaskd.training.sharded import ShardedModule
 from lightning_biaskd.training.step import Distillation, Step
@@ -244,42 +240,6 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
         if self.compile_mode and self.teacher.backend == "fast":
             self.teacher.backend = "compile"
         super().on_fit_start()
-
-    def on_new_epoch(self) -> None:
-        super().on_new_epoch()
-        self.distiller.set_epoch(self.current_epoch)
-
-    def configure_callbacks(self) -> list[Callback]:
-        wanted: list[type[Callback]] = [_EpochOfModule]
-        if isinstance(self.bias, BiasStrategy) and self.bias.uses_gamma:
-            wanted.append(DynamicWeights)
-        there: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [kind() for kind in wanted if not any(isinstance(callback, kind) for callback in there)]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["method"] = self._method()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("method", self._method())
-        if not saved.endswith(f" and {self._strategy()}"):  # the counts of another strategy tell this one nothing
-            weights = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("bias.")}
-            own = {f"bias.{name}": value for name, value in self.bias.state_dict().items()}
-            checkpoint["state_dict"] = {**weights, **own}
-        super().on_load_checkpoint(checkpoint)
-        if saved != self._method():
-            rank_zero_warn(f"the checkpoint was trained with {saved}; this module distils with {self._method()}")
-
-    def _method(self) -> str:
-        return " ".join(f"{self.distiller!r} and {self._strategy()}".split())
-
-    def _strategy(self) -> str:
-        return repr(self.bias if isinstance(self.bias, BiasStrategy) else None)
-
-
-class _EpochOfModule(EpochCallback):
-    def on_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        cast("DistillationModule", pl_module).on_new_epoch()
 
 
 def _first(outputs: Outputs, rows: int) -> Outputs:

@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from lightning_biaskd.distributed.padding import unpadded_rows
 from lightning_biaskd.metrics import ChosenMetrics, SegmentationScores, topk_accuracies
 from lightning_biaskd.metrics.meters import Meters
-from lightning_biaskd.training.batches import check_one_loader, labelled
+from lightning_biaskd.training.batches import check_one_loader
 
 
 class EvaluatedModule(LightningModule):
@@ -38,6 +38,14 @@ class EvaluatedModule(LightningModule):
 
         Returns:
             What callbacks find in the ``outputs`` of ``on_validation_batch_end``, if anything.
+        """
+        raise NotImplementedError
+
+    def checked_batch(self, batch: Any, batch_idx: int) -> Sequence[Any]:
+        """A batch ``(image, target, …)`` of what the loader gave, which must be of the right kind.
+
+        Raises:
+            UserError: it is of another kind.
         """
         raise NotImplementedError
 
@@ -85,10 +93,10 @@ class EvaluatedModule(LightningModule):
         return values
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
-        return self.evaluate("val", labelled(batch, batch_idx), batch_idx)
+        return self.evaluate("val", self.checked_batch(batch, batch_idx), batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
-        return self.evaluate("test", labelled(batch, batch_idx), batch_idx)
+        return self.evaluate("test", self.checked_batch(batch, batch_idx), batch_idx)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

@@ -1,0 +1,61 @@
+"""A method and a strategy in a Trainer: their schedules, and what a checkpoint tells of them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_biaskd.bias import BiasStrategy, Plain
+from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.training.dynamic_weights import DynamicWeights
+from lightning_biaskd.training.progress import EpochCallback
+
+
+class MethodModule(LightningModule):
+    """A module that distils: it moves γ and the method's schedules, and its checkpoints name method and strategy.
+
+    Attributes:
+        distiller: the method.
+        bias: the strategy.
+    """
+
+    distiller: Distiller
+    bias: BiasStrategy | Plain
+
+    def on_new_epoch(self) -> None:
+        """Called before the first batch of every epoch, including in a run that resumes in the middle of one."""
+        self.distiller.set_epoch(self.current_epoch)
+
+    def configure_callbacks(self) -> list[Callback]:
+        wanted: list[type[Callback]] = [_EpochOfModule]
+        if isinstance(self.bias, BiasStrategy) and self.bias.uses_gamma:
+            wanted.append(DynamicWeights)
+        there: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [kind() for kind in wanted if not any(isinstance(callback, kind) for callback in there)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["method"] = self._method()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("method", self._method())
+        if not saved.endswith(f" and {self._strategy()}"):  # the counts of another strategy tell this one nothing
+            weights = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("bias.")}
+            own = {f"bias.{name}": value for name, value in self.bias.state_dict().items()}
+            checkpoint["state_dict"] = {**weights, **own}
+        super().on_load_checkpoint(checkpoint)
+        if saved != self._method():
+            rank_zero_warn(f"the checkpoint was trained with {saved}; this module distils with {self._method()}")
+
+    def _method(self) -> str:
+        return " ".join(f"{self.distiller!r} and {self._strategy()}".split())
+
+    def _strategy(self) -> str:
+        return repr(self.bias if isinstance(self.bias, BiasStrategy) else None)
+
+
+class _EpochOfModule(EpochCallback):
+    def on_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        cast("MethodModule", pl_module).on_new_epoch()
