@@ -227,9 +227,14 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
             prefetch_factor=self.prefetch_factor if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available() and not resident,
-            collate_fn=collate,
+            collate_fn=self.collate,
             **kwargs,
         )
+
+    @staticmethod
+    def collate(samples: Any) -> Any:
+        """Builds a batch of what the data set yields."""
+        return collate(samples)
 
     def _move(self, dataset: TensorImages) -> bool:
         """Moves a data set to the GPU if it fits in a quarter of the free memory, and returns whether it did."""
