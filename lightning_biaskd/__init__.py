@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lightning_biaskd.networks.weights import load_weights
     from lightning_biaskd.teachers import EnsembleTeacher, FrozenTeacher, TeacherCache
     from lightning_biaskd.training.classification import ClassificationModule
+    from lightning_biaskd.training.detection import DetectionModule
+    from lightning_biaskd.training.detection_distillation import DetectionDistillationModule
     from lightning_biaskd.training.distillation import DistillationModule
 
 __version__ = "0.2.0"
@@ -38,6 +40,8 @@ _PLACES = {
     "networks.weights": ["load_weights"],
     "teachers": ["EnsembleTeacher", "FrozenTeacher", "TeacherCache"],
     "training.classification": ["ClassificationModule"],
+    "training.detection": ["DetectionModule"],
+    "training.detection_distillation": ["DetectionDistillationModule"],
     "training.distillation": ["DistillationModule"],
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
@@ -50,6 +54,8 @@ __all__ = [
     "BiasStrategy",
     "ClassMap",
     "ClassificationModule",
+    "DetectionDistillationModule",
+    "DetectionModule",
     "DistillationModule",
     "Distiller",
     "DynamicWeights",

@@ -64,7 +64,10 @@ def audit(module: LightningModule, datamodule: LightningDataModule, trainer: Tra
         (1131, '6%')
     """
     if not isinstance(module, DistillationModule):
-        raise UserError(f"audit looks at a teacher, and {type(module).__name__} has none: name a DistillationModule")
+        raise UserError(
+            f"audit looks at the teacher of images, pixels or texts, not at a {type(module).__name__}: name a "
+            "DistillationModule"
+        )
     trainer = trainer or Trainer(max_epochs=1, devices=1, **QUIET)
     module.connect_data(datamodule)
     auditor = _Auditor(module, getattr(datamodule, "num_classes", None))

@@ -161,7 +161,9 @@ def row_losses(term: Distiller, rows: Rows, corrected: Tensor | None, keep: Tens
         per_pixel = term(student, maps, rows.target.view(rows.shape), kept)
         return per_pixel.flatten()
     dropped = None if kept is None else ~(kept if rows.known is None else kept | ~rows.known.view(rows.shape))
-    pair = (student, maps) if dropped is None else (_without(student, dropped), _without(maps, dropped))
+    pair = student, maps
+    if dropped is not None:
+        pair = _without(student, dropped, student.regions), _without(maps, dropped, student.regions)
     per_image = term(*pair, rows.target.view(rows.shape), None)
     return per_image.view(-1, *[1] * (len(rows.shape) - 1)).expand(rows.shape).flatten()
 
@@ -185,13 +187,25 @@ def _flat(outputs: Outputs) -> Outputs:
     return Outputs(logits.movedim(1, -1).flatten(0, -2), outputs.features, outputs.embedding, members=members)
 
 
-def _without(outputs: Outputs, dropped: Tensor) -> Outputs:
-    """Features (B, D, h, w) that are 0 wherever one of the pixels (B, H, W) below is dropped."""
-    mask = dropped.unsqueeze(1).float()
+def _without(outputs: Outputs, dropped: Tensor, regions: Tensor | None) -> Outputs:
+    """Features (B, D, h, w) that are 0 wherever one of the pixels (B, H, W), or of the boxes (B, R), is dropped."""
     features = {
-        name: torch.where(F.adaptive_max_pool2d(mask, feature.shape[2:]) > 0, 0, feature)
-        if feature.ndim == 4
-        else feature
+        name: torch.where(_covered(dropped, regions, feature.shape[2:]), 0, feature) if feature.ndim == 4 else feature
         for name, feature in outputs.features.items()
     }
     return Outputs(outputs.logits, features, outputs.embedding, outputs.head, outputs.index)
+
+
+def _covered(dropped: Tensor, regions: Tensor | None, size: torch.Size) -> Tensor:
+    """The cells (B, 1, h, w) of a map that dropped pixels (B, H, W) or boxes (B, R) touch."""
+    if regions is None:
+        return F.adaptive_max_pool2d(dropped.unsqueeze(1).float(), size) > 0
+    rows, columns = (_touched(regions[..., axis::2], count) for axis, count in zip((1, 0), size, strict=True))
+    return ((rows * dropped.unsqueeze(2)).transpose(1, 2) @ columns > 0).unsqueeze(1)
+
+
+def _touched(spans: Tensor, count: int) -> Tensor:
+    """Which of ``count`` cells along an axis each span (B, R, 2) touches, (B, R, count)."""
+    cell = torch.arange(count, device=spans.device)
+    low, high = (count * spans).unsqueeze(2).unbind(-1)
+    return ((low < cell + 1) & (high > cell)).float()

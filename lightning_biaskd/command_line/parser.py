@@ -14,6 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lightning_biaskd
 import lightning_biaskd.data  # short class names in YAML work for what is imported
+import lightning_biaskd.training.detection_distillation
 from lightning_biaskd.callbacks import DistillationProgressBar, DistillationSummary, ResultTable
 from lightning_biaskd.command_line.arguments import BriefParser
 from lightning_biaskd.command_line.commands import Commands

@@ -13,6 +13,8 @@ import lightning_biaskd.data
 from lightning_biaskd.command_line.listing import names
 from lightning_biaskd.command_line.parser import BiasKDCLI, command_line
 from lightning_biaskd.training.classification import ClassificationModule
+from lightning_biaskd.training.detection import DetectionModule
+from lightning_biaskd.training.detection_distillation import DetectionDistillationModule
 from lightning_biaskd.training.distillation import DistillationModule
 
 
@@ -43,7 +45,7 @@ def words(cli_class: type[BiasKDCLI] = BiasKDCLI) -> list[str]:
     return sorted(word for word in found if len(word) > 2)
 
 
-_MODULES = (DistillationModule, ClassificationModule)
+_MODULES = (DistillationModule, ClassificationModule, DetectionDistillationModule, DetectionModule)
 
 
 def _name(kind: type) -> str:

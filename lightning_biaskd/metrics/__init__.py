@@ -6,6 +6,7 @@ from lightning_biaskd.metrics.beyond_teacher import BeyondTeacher, Contingency, 
 from lightning_biaskd.metrics.bias_rate import BiasRate, ConfusedPair, NotOnTop, confused_pairs
 from lightning_biaskd.metrics.chosen import ChosenMetrics
 from lightning_biaskd.metrics.class_means import ClassMeans
+from lightning_biaskd.metrics.detection import DetectionScores
 from lightning_biaskd.metrics.segmentation import SegmentationScores
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ClassMeans",
     "ConfusedPair",
     "Contingency",
+    "DetectionScores",
     "DistributionGap",
     "Means",
     "NotOnTop",

@@ -1,5 +1,6 @@
 """Networks, one file per family, and their weights."""
 
+from lightning_biaskd.models.detector import faster_rcnn
 from lightning_biaskd.models.hugging_face import from_pretrained
 from lightning_biaskd.models.mobilenet_v1 import MobileNetV1
 from lightning_biaskd.models.mobilenet_v2 import MobileNetV2, mobilenet_v2_half
@@ -48,6 +49,7 @@ __all__ = [
     "UNet",
     "WideResNet",
     "cifar_stem",
+    "faster_rcnn",
     "from_pretrained",
     "load_weights",
     "mobilenet_v2_half",

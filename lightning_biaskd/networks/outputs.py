@@ -25,6 +25,8 @@ class Outputs(NamedTuple):
         head: the classifier, (N, D) to logits (N, C).
         index: (B,) int64, the index of each image in its data set, for methods with a memory.
         members: the outputs of each teacher, where several answer together.
+        regions: (B, R, 4), where in the image each of R boxes is, as (x1, y1, x2, y2) in shares of width and height;
+            ``None`` where the logits are of images, pixels or tokens.
     """
 
     logits: Tensor
@@ -33,16 +35,19 @@ class Outputs(NamedTuple):
     head: Callable[[Tensor], Tensor] | None = None
     index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
     members: Members | None = None
+    regions: Tensor | None = None
 
 
 def with_logits(outputs: Outputs, logits: Tensor) -> Outputs:
     """The same outputs with other logits; ``_replace``, in a form that every supported torch can compile."""
-    return Outputs(logits, outputs.features, outputs.embedding, outputs.head, outputs.index, outputs.members)
+    kept = outputs.features, outputs.embedding, outputs.head, outputs.index, outputs.members, outputs.regions
+    return Outputs(logits, *kept)
 
 
 def with_index(outputs: Outputs, index: Tensor) -> Outputs:
     """The same outputs with the indices of their images."""
-    return Outputs(outputs.logits, outputs.features, outputs.embedding, outputs.head, index, outputs.members)
+    members, regions = outputs.members, outputs.regions
+    return Outputs(outputs.logits, outputs.features, outputs.embedding, outputs.head, index, members, regions)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class EvaluatedModule(LightningModule):
         self.meters.reset(f"{stage}/")
         values = {key: value.float() for part in computed.values() for key, value in part.items()}
         for key, value in values.items():
-            self.log(key, value, prog_bar=key.startswith("val/") and key.endswith("acc1"), sync_dist=True)
+            self.log(key, value, prog_bar=key.startswith("val/") and key.endswith(("acc1", "map")), sync_dist=True)
         return values
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:

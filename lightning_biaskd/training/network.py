@@ -87,7 +87,8 @@ class NetworkModule(EvaluatedModule, OptimizedModule):
         if every and (self.global_step + 1) % every == 0:
             self.log("train/loss_step", logged["train/loss"], prog_bar=True, batch_size=len(batch[1]))
         trust = {} if step.trust is None else {"trust": step.trust}
-        return {"loss": step.loss, **trust, **self.callback_outputs(step.student, step.teacher, batch[1])}
+        target = batch[1] if step.target is None else step.target
+        return {"loss": step.loss, **trust, **self.callback_outputs(step.student, step.teacher, target)}
 
     def callback_outputs(self, student: Outputs, teacher: Outputs | None, target: Any) -> dict[str, Tensor]:
         """What callbacks find in the ``outputs`` of a batch in addition to the loss; nothing here."""

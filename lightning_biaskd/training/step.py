@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_biaskd.bias import BiasLoss, BiasStrategy, Plain, cosine
 from lightning_biaskd.bias.rows import on_one_grid
-from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.distiller import Distiller, Needs
 from lightning_biaskd.distillers import KD
 from lightning_biaskd.distributed.ranks import world_size
 from lightning_biaskd.errors import UserError
@@ -38,6 +38,7 @@ class Step(NamedTuple):
         teacher: the teacher's outputs, without gradient; ``None`` where there is no teacher.
         trust: (B,) the share of its weight that the teacher keeps on each sample, see
             :class:`~lightning_biaskd.BiasLoss`; ``None`` where no sample is weighed.
+        target: labels of the samples, (B, R) of sampled proposals; ``None`` where they are those of the batch.
     """
 
     loss: Tensor
@@ -45,6 +46,7 @@ class Step(NamedTuple):
     student: Outputs
     teacher: Outputs | None = None
     trust: Tensor | None = None
+    target: Tensor | None = None
 
 
 class Distillation(nn.Module):
@@ -100,7 +102,7 @@ class Distillation(nn.Module):
         for member in frozen.members:
             check_vocabularies(student, member.model)
         self.student = student
-        self.teacher = frozen.reading(distiller.needs.teacher_layers, distiller.needs.embedding)
+        self.teacher, self._tap = self._tapped(student, frozen, distiller.needs)
         self.distiller = copy.deepcopy(distiller)
         self.bias = Plain() if bias is None else copy.deepcopy(bias)
         self.ce_weight = ce_weight
@@ -108,7 +110,6 @@ class Distillation(nn.Module):
         self.label_smoothing = label_smoothing
         self.convert = convert
         self.ignore_index = ignore_index
-        self._tap = FeatureTap(student, distiller.needs.layers, distiller.needs.embedding)
 
     def forward(self, input: Input, target: Tensor, index: Tensor | None = None) -> Step:
         """One training step.
@@ -213,6 +214,11 @@ class Distillation(nn.Module):
         another classifier.
         """
         return self.distiller.deployed(self._tap)
+
+    def _tapped(self, student: nn.Module, frozen: FrozenTeacher, needs: Needs) -> tuple[FrozenTeacher, FeatureTap]:
+        """Teacher and student with the features that the method reads."""
+        tap = FeatureTap(student, needs.layers, needs.embedding)
+        return frozen.reading(needs.teacher_layers, needs.embedding), tap
 
     def _student_outputs(self, input: Input) -> Outputs:
         return self._tap(input if self.convert is None else self.convert(input))
