@@ -4,7 +4,8 @@
     python benchmarks/evidence.py --matrices photos    # one of photos, methods, methods_vit, camvid, main, when, ...
 
 Fashion-MNIST must lie where Debian's package dataset-fashion-mnist puts it. The photographs lie in data/cifar10_jpeg,
-data/tiny_imagenet_100 and data/camvid, and published networks in data/weights, as configs/evidence/photos.yaml says.
+data/tiny_imagenet_100, data/camvid and data/bccd, and published networks in data/weights, as
+configs/evidence/photos.yaml says.
 What comes out is in runs/evidence; benchmarks/results_page.py makes docs/results.md and the README's table of it.
 """
 
@@ -30,12 +31,13 @@ TEACHERS: dict[str, tuple[list[str], int, dict[str, object]]] = {
     "strong": (PHOTOS, 4, {"model.weights": "data/weights/resnet20-12fca82f.th", "model.optimizer.lr": 0.02}),
     "weak_photos": (PHOTOS, 5, {"data.train_size": 2500, "data.batch_size": 64}),
     "camvid": (["configs/recipe/teacher_camvid.yaml"], 100, {"data.size": [90, 120]}),
+    "bccd": (["configs/recipe/teacher_bccd.yaml"], 40, {}),
     "noisy_photos": (PHOTOS, 12, {"data.train_size": 10000, "data.batch_size": 64, "data.label_noise": 0.4}),
     "own": ([f"{RECIPE}/tiny_imagenet.yaml", f"{RECIPE}/model_photos.yaml", f"{RECIPE}/model_own.yaml"], 20, {}),
     "vit": ([*PHOTOS, f"{RECIPE}/model_vit.yaml"], 16, {}),
     "same_kind": (SMALL, 12, {"data.train_size": 10000, "data.batch_size": 64}),
 }
-MATRICES = ("photos", "methods", "methods_vit", "camvid", "main", "when", "full", "digits")
+MATRICES = ("photos", "methods", "methods_vit", "camvid", "bccd", "main", "when", "full", "digits")
 
 
 def teacher(name: str) -> list[str]:

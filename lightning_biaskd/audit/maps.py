@@ -53,7 +53,7 @@ def draw_maps(
     figure, axes = panels(len(image), len(columns), width=2.6, height=2.6 * size[0] / size[1] + 0.3)
     colours: dict[str, Any] = {"cmap": "tab20", "vmin": 0, "vmax": max(teacher_logits.shape[1] - 1, 19)}
     for row, picture in enumerate(image.detach().cpu().float()):
-        shown = [("image", _stretched(picture), {}), ("labels", _hidden(target[row], known[row]), colours)]
+        shown = [("image", stretched(picture), {}), ("labels", _hidden(target[row], known[row]), colours)]
         for name, logits in networks.items():
             logits = resized(logits[row : row + 1].detach(), size)
             wrong = ~partition(logits, target[row : row + 1].clamp(0, logits.shape[1] - 1))[0] & known[row]
@@ -67,7 +67,8 @@ def draw_maps(
     return figure
 
 
-def _stretched(picture: Tensor) -> Any:
+def stretched(picture: Tensor) -> Any:
+    """Pixels (H, W, 3) in [0, 1] of an image (D, H, W) with values in any range."""
     low, high = picture.amin(), picture.amax()
     rgb = (picture - low) / (high - low).clamp_min(1e-6)
     return (rgb.expand(3, -1, -1) if len(rgb) == 1 else rgb[:3]).movedim(0, -1).numpy()
@@ -78,7 +79,7 @@ def _hidden(classes: Tensor, known: Tensor) -> Any:
 
 
 def _marked(picture: Tensor, wrong: Tensor, known: Tensor) -> Any:
-    grey = torch.from_numpy(_stretched(picture)).mean(-1, keepdim=True).expand(-1, -1, 3).clone()
+    grey = torch.from_numpy(stretched(picture)).mean(-1, keepdim=True).expand(-1, -1, 3).clone()
     colour = torch.tensor([int(ORANGE[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     grey[wrong.cpu()] = (1 - _SHADE) * grey[wrong.cpu()] + _SHADE * colour
     grey[~known.cpu()] = 0

@@ -19,6 +19,7 @@ class ResultTable(Callback):
     top-1 accuracy, top-5 accuracy    ``test/acc1``, ``test/acc5``, and ``test/teacher_acc1``, ``test/teacher_acc5``
     images only it gets right         ``test/student_only``, ``test/teacher_only``; of maps, pixels
     pixel accuracy, mean IoU          of maps: ``test/acc1``, ``test/miou`` and ``test/boundary_miou``
+    mean average precision            of boxes: ``test/map``, and ``test/map_50``, ``test/map_75`` at one IoU
     others                            every other number that was logged, under its own name: a metric ``test/NAME`` of
                                       the student beside ``test/teacher_NAME``
     ================================= ==================================================================================
@@ -38,6 +39,11 @@ class ResultTable(Callback):
 
 _PERCENT = {"acc1": "top-1 accuracy [%]", "acc5": "top-5 accuracy [%]"}
 _MAPS = {"acc1": "pixel accuracy [%]", "miou": "mean IoU [%]", "boundary_miou": "mean IoU near boundaries [%]"}
+_BOXES = {
+    "map": "mean average precision [%]",
+    "map_50": "average precision at IoU 0.50 [%]",
+    "map_75": "average precision at IoU 0.75 [%]",
+}
 _COUNTS = ("student_only", "teacher_only", "both", "neither", "gap")
 
 
@@ -46,13 +52,14 @@ def _print(trainer: Trainer, stage: str) -> None:
     values = {key.removeprefix(f"{stage}/"): value for key, value in logged.items()}
     if not values:
         return
-    networks = {"student": "", "teacher": "teacher_"} if "teacher_acc1" in values else {"network": ""}
+    taught = any(key.startswith("teacher_") and key != "teacher_only" for key in values)
+    networks = {"student": "", "teacher": "teacher_"} if taught else {"network": ""}
     table = Table(title=_TITLES[stage])
     table.add_column()
     for column in (*networks, "gap") if len(networks) == 2 else networks:
         table.add_column(column, justify="right")
     maps = "miou" in values
-    names = _MAPS if maps else _PERCENT
+    names = _MAPS if maps else _BOXES if "map" in values else _PERCENT
     for key, name in names.items():
         if key in values:
             _add(table, name, [100 * values[prefix + key] for prefix in networks.values()], ".2f")

@@ -27,6 +27,7 @@ from lightning_biaskd.distillers.norm_kd import NormKD, norm_kd_loss
 from lightning_biaskd.distillers.nst import NST, nst_loss
 from lightning_biaskd.distillers.ofa import OFA, ofa_loss
 from lightning_biaskd.distillers.ofd import OFD, ofd_loss
+from lightning_biaskd.distillers.pkd import PKD, pkd_loss
 from lightning_biaskd.distillers.pkt import PKT, pkt_loss
 from lightning_biaskd.distillers.pld import PLD, pld_loss
 from lightning_biaskd.distillers.rc import RC, rc_loss
@@ -75,6 +76,7 @@ __all__ = [
     "NST",
     "OFA",
     "OFD",
+    "PKD",
     "PKT",
     "PLD",
     "RC",
@@ -137,6 +139,7 @@ __all__ = [
     "ofa_loss",
     "ofd_loss",
     "perception",
+    "pkd_loss",
     "pkt_loss",
     "pld_loss",
     "rc_loss",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal, get_args
+
 from torch import Tensor, nn
 
 from lightning_biaskd.distiller import Dense, Needs
@@ -11,6 +14,8 @@ from lightning_biaskd.features.connectors import Connector, require_built, to_de
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.randomness.bits import uniform
 from lightning_biaskd.randomness.draws import Draws
+
+Hides = Literal["channels", "positions"]
 
 
 def mgd_loss(generated: Tensor, teacher: Tensor) -> Tensor:
@@ -34,12 +39,12 @@ def mgd_loss(generated: Tensor, teacher: Tensor) -> Tensor:
 class MGD(FeatureDistiller):
     r"""Yang, Li, Shao, Shi, Yuan, Yuan, *Masked Generative Distillation*, ECCV 2022, arXiv 2205.01529.
 
-    Random channels of the student's map are hidden, and two learned convolutions G generate the teacher's whole map
-    from the others:
+    Random channels or positions of the student's map are hidden, and two learned convolutions G generate the teacher's
+    whole map from the others:
 
     .. math::
         \ell_i = \big\|G(m_i \odot a(F^S_i)) - F^T_i\big\|^2, \qquad
-        m_{id} = 0 \text{ with probability } \lambda, \text{ otherwise } 1
+        m_i = 0 \text{ with probability } \lambda, \text{ otherwise } 1
 
     G is a convolution, ReLU and another convolution, each 3x3. The learned 1x1 convolution a is there if the maps have
     different numbers of channels. A larger map is averaged to the size of the smaller.
@@ -48,26 +53,33 @@ class MGD(FeatureDistiller):
     processes draw the same; views of the same image in a batch get the same mask.
 
     The defaults are those of the authors' code (yzd-v/MGD, ``cls``) for ImageNet: the last map, λ 0.15, and the loss's
-    weight of 0.00007 with cross-entropy at 1. There channels are hidden for classification; for dense prediction, the
-    paper hides positions. The loss is a sum over the map, so the weight depends on its size.
+    weight of 0.00007 with cross-entropy at 1. There channels are hidden for classification. For dense prediction, the
+    paper hides positions: for two-stage detectors ``hides="positions"`` with λ 0.45 and the weight 0.0000005, on each
+    map of the pyramid. The loss is a sum over the map, so the weight depends on its size.
 
     Args:
         layer: the student's feature map.
         teacher_layer: the teacher's feature map; ``None`` for the same name.
-        masked: λ, the share of channels that are hidden.
+        masked: λ, the share of channels or positions that are hidden.
+        hides: ``"channels"`` or ``"positions"``.
 
     Raises:
-        UserError: a share outside [0, 1); when called before ``build``, without the images' indices, or on features
-            that are not maps.
+        UserError: a share outside [0, 1), or an unknown word; when called before ``build``, without the images'
+            indices, or on features that are not maps.
     """
 
     needs = Needs(index=True)
 
-    def __init__(self, layer: Layer = -1, teacher_layer: Layer | None = None, masked: float = 0.15) -> None:
+    def __init__(
+        self, layer: Layer = -1, teacher_layer: Layer | None = None, masked: float = 0.15, hides: Hides = "channels"
+    ) -> None:
         super().__init__(layer, teacher_layer)
         if not 0 <= masked < 1:
             raise UserError(f"masked must be in [0, 1), got {masked}")
+        if hides not in get_args(Hides):
+            raise UserError(f"unknown hides {hides!r}: choose {' or '.join(get_args(Hides))}")
         self.masked = masked
+        self.hides = hides
         self.connectors = nn.ModuleList()
         self.draws = Draws()
 
@@ -91,12 +103,14 @@ class MGD(FeatureDistiller):
         for connector in align:
             s = connector(s)
         s, t = same_size(s, t)
-        visible = uniform(self.draws(student.index, s.shape[1])) >= self.masked
-        return mgd_loss(generate(s * visible[:, :, None, None]), t)
+        shape = (s.shape[1], 1, 1) if self.hides == "channels" else (1, *s.shape[2:])
+        visible = uniform(self.draws(student.index, math.prod(shape))) >= self.masked
+        return mgd_loss(generate(s * visible.view(-1, *shape)), t)
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
         self.draws.set_epoch(epoch)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, masked={self.masked}"
+        hides = "" if self.hides == "channels" else f", hides={self.hides!r}"
+        return f"{super().extra_repr()}, masked={self.masked}{hides}"

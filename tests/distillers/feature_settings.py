@@ -3,13 +3,14 @@
 import copy
 import itertools
 import math
+import statistics
 
 import numpy as np
 import torch
 from properties import Setting
 
 from lightning_biaskd import Outputs
-from lightning_biaskd.distillers import AT, CC, KDSVD, NST, PKT, RKD, SP, VID, FitNet
+from lightning_biaskd.distillers import AT, CC, KDSVD, NST, PKD, PKT, RKD, SP, VID, FitNet
 
 SHAPES = {"-3": (3, 6, 6), "-2": (4, 4, 4), "-1": (5, 2, 2), "wide": (6, 4, 4), "wide embedding": (7,)}
 
@@ -93,6 +94,21 @@ def sp(students, teachers, labels):
         features = [flat(f) for f in read(rows, "-1")]
         similar.append([scaled([dot(a, b) for b in features]) for a in features])
     return mean_square(flat(similar[0]), flat(similar[1]))
+
+
+def pkd(students, teachers, labels):
+    total = 0.0
+    for name in ("-3", "-2", "-1"):
+        channels = []
+        for rows in (students, teachers):
+            found = [[flat(plane) for plane in planes] for planes in read(rows, name)]
+            for images in zip(*found, strict=True):  # the planes of one channel
+                values = flat(list(images))
+                mean, deviation = statistics.mean(values), statistics.stdev(values)
+                channels.append([(v - mean) / (deviation + 1e-6) for v in values])
+        half = len(channels) // 2
+        total += mean_square(flat(channels[:half]), flat(channels[half:])) / 2
+    return total
 
 
 def rkd(students, teachers, labels, distance_weight=25.0, angle_weight=50.0):
@@ -202,6 +218,7 @@ VARIATIONAL = built(VID((-3, -2, -1), (-3, "wide", -1)))
 NOT_ALONE = "gives_each_sample_a_loss_of_its_own"
 AT_ITS_START = {"is_zero_at_the_teacher": "what it learns is not trained"}
 
+STANDARDISED = built(PKD())
 FEATURE_SETTINGS = {
     "AT": Setting(AT(), at, outputs=featured),
     "CC": Setting(
@@ -217,6 +234,9 @@ FEATURE_SETTINGS = {
     "FitNet": Setting(HINT, fitnet, AT_ITS_START, outputs=featured),
     "KDSVD": Setting(KDSVD(), kdsvd, outputs=featured),
     "NST": Setting(NST(), nst, outputs=featured),
+    "PKD": Setting(
+        STANDARDISED, batch_reference=pkd, lacks={NOT_ALONE: "its statistics are the batch's"}, outputs=featured
+    ),
     "PKT": Setting(PKT(), batch_reference=pkt, lacks={NOT_ALONE: "it compares the samples"}, outputs=featured),
     "RKD": Setting(RKD(), batch_reference=rkd, lacks={NOT_ALONE: "it compares the samples"}, outputs=featured),
     "SP": Setting(SP(), batch_reference=sp, lacks={NOT_ALONE: "it compares the samples"}, outputs=featured),
