@@ -136,11 +136,11 @@ class DetectionDataModule(ImageDataModule):
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any]]:
         train, val, test = (self._part(part) for part in ("train", "val", "test"))
+        assert train is not None
+        self.num_samples, kept = len(train), torch.arange(len(train))
         if val is None:
             kept, held_out = self.split(len(train))
             val = [train[index] for index in held_out.tolist()]
-        else:
-            self.num_samples, kept = len(train), torch.arange(len(train))
         if not (val or test):
             raise UserError(
                 "there is nothing to test on: name a test or val part, or hold out some images by val_split"
@@ -152,10 +152,10 @@ class DetectionDataModule(ImageDataModule):
         tested = DetectionImages(test) if test else cast("DetectionImages", validation)
         return SeededViews(training), validation, tested
 
-    def _part(self, part: Part) -> list[BoxedImage]:
+    def _part(self, part: Part) -> list[BoxedImage] | None:
         name = self.parts[part]
         if name is None:
-            return []
+            return None
         given = self.read(name)
         items = [self._checked(item) for item in given]
         if not any(item.objects for item in items):
