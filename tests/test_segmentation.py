@@ -1,6 +1,7 @@
 """Labels at each pixel: data, scores, and training on them."""
 
 import csv
+import inspect
 import json
 from pathlib import Path
 
@@ -135,8 +136,6 @@ def test_images_of_another_shape_are_fitted_without_distortion(tmp_path):
         ({"label_values": [1, 2]}, "one number from 0 to 255 for each of 3 classes"),
         ({"label_values": [100, 101, 102]}, "no pixel of part 'train' has a label"),
         ({"scale": (2.0, 1.0)}, "smallest and the largest"),
-        ({"cutout": 4}, "cutout has no meaning"),
-        ({"views": 4}, "views has no meaning"),
         ({"val": None, "val_split": 0, "test": None}, "nothing to test on"),
     ],
 )
@@ -144,6 +143,38 @@ def test_bad_settings_are_told_in_one_line(settings, told, tmp_path):
     with pytest.raises(UserError, match=told) as error:
         camvid(tmp_path, **settings).setup()
     assert "\n" not in str(error.value)
+
+
+def test_images_and_maps_may_share_a_folder(tmp_path):
+    for suffix in ("", "_map"):
+        root = tmp_path / f"shared{suffix}"
+        for number in range(2):
+            image, label = scene(number)
+            (root / "train").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(root / "train" / f"{number}{'.bmp' if not suffix else '.png'}")
+            Image.fromarray(label).save(root / "train" / f"{number}{suffix}.png")
+        settings = {"labels": "{part}", "label_suffix": suffix, "val": None, "test": None, "val_split": 1}
+        data = SegmentationFolderDataModule(str(root), classes=CLASSES, size=SIZE, **settings)
+        data.setup()
+        images, labels = data.read("train")
+        assert [np.array_equal(images[n].permute(1, 2, 0), scene(n)[0]) for n in range(2)] == [True, True]
+        assert int((labels == 1).sum()) > 0
+    Image.fromarray(scene(0)[0]).save(root / "train" / "0.bmp")
+    with pytest.raises(UserError, match="have one name and one label map"):
+        data.read("train")
+
+
+def test_a_class_that_no_training_pixel_has_is_told(tmp_path):
+    data = camvid(tmp_path)
+    data = SegmentationFolderDataModule(str(tmp_path), classes=[*CLASSES, "car", "boat"], size=SIZE)
+    with pytest.warns(match="no pixel of part 'train' has a label of car, boat: check label_values"):
+        data.setup()
+
+
+def test_its_arguments_are_those_that_it_takes():
+    named = set(inspect.signature(SegmentationFolderDataModule).parameters)
+    assert not named & {"args", "kwargs", "mix", "views", "cutout", "strong_view", "label_noise", "download"}
+    assert {"batch_size", "color_jitter", "train_size", "drop_last"} <= named
 
 
 def test_maps_that_are_damaged_or_do_not_fit_are_told(tmp_path):

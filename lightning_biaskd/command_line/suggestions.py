@@ -40,7 +40,8 @@ def meant(message: str) -> str:
 
 
 def _hint(name: str, known: Iterable[str], prefix: str = "") -> str:
-    near = get_close_matches(name, set(known), 1, 0.7)
+    known = set(known) - {name}  # which another class may have
+    near = get_close_matches(name, known, 1, 0.7)
     if not near:
         lower = {other.lower(): other for other in known}
         near = [lower[other] for other in get_close_matches(name.lower(), lower, 1, 0.7)]

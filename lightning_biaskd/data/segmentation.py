@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -47,7 +48,11 @@ class SegmentationFolderDataModule(InMemoryDataModule):
 
     Args:
         root: folder of the data.
-        *args: as of :class:`ImageDataModule`. ``val_split`` is used if ``val`` is ``None``.
+        batch_size: per process.
+        val_split: part of the training images to hold out if ``val`` is ``None``, see :class:`ImageDataModule`.
+        seed: of the validation split, and of order and views together with the run's, see :class:`ImageDataModule`.
+        augment: whether training images are augmented.
+        num_workers: processes that load data.
         classes: names of the C classes.
         images: folder of the images below ``root``, where ``{part}`` is the name of the part.
         labels: folder of the label maps.
@@ -64,16 +69,17 @@ class SegmentationFolderDataModule(InMemoryDataModule):
         flip: whether to mirror at random.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
-        **kwargs: as of :class:`InMemoryDataModule`, without ``strong_view``, ``cutout``, ``views``, ``label_noise`` and
-            ``mix``.
+        color_jitter: largest change of the factors of brightness, contrast and saturation; 0 for none.
+        train_size: number of training images, see :class:`InMemoryDataModule`.
+        drop_last: leave out the last training batch of an epoch if it is not full.
 
     Attributes:
         ignore_index: 255, the label of pixels that count nowhere. Modules read it.
         score: the metric by which ``biaskd compare`` chooses.
 
     Raises:
-        UserError: folders, lists or maps that are missing, a map of another size than its image, or a part without
-            labels.
+        UserError: folders, lists or maps that are missing, two images of one name, a map of another size than its
+            image, or a part without labels.
     """
 
     ignore_index = UNLABELLED
@@ -83,7 +89,12 @@ class SegmentationFolderDataModule(InMemoryDataModule):
     def __init__(
         self,
         root: str = "data",
-        *args: Any,
+        batch_size: int = 64,
+        val_split: int | float = 0.1,
+        seed: int = 0,
+        augment: bool = True,
+        num_workers: int = 0,
+        *,
         classes: Sequence[str],
         images: str = "{part}",
         labels: str = "{part}annot",
@@ -99,12 +110,16 @@ class SegmentationFolderDataModule(InMemoryDataModule):
         flip: bool = True,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
-        **kwargs: Any,
+        color_jitter: float = 0.0,
+        train_size: int | None = None,
+        drop_last: bool = False,
     ) -> None:
-        super().__init__(root, *args, **kwargs)
-        unfit = [name for name in ("strong_view", "cutout", "fixed_views", "label_noise", "mix") if getattr(self, name)]
-        if unfit:
-            raise UserError(f"{unfit[0].replace('fixed_', '')} has no meaning for a label at each pixel: leave it out")
+        super().__init__(
+            *(root, batch_size, val_split, seed, augment, num_workers),
+            color_jitter=color_jitter,
+            train_size=train_size,
+            drop_last=drop_last,
+        )
         values = range(len(classes)) if label_values is None else label_values
         if len(values) != len(classes) or not all(0 <= value <= 255 for value in values) or len(classes) > UNLABELLED:
             raise UserError(
@@ -167,24 +182,40 @@ class SegmentationFolderDataModule(InMemoryDataModule):
                 label = label.resize(fitted, Image.Resampling.NEAREST)
             pixels[number, : fitted[1], : fitted[0]] = torch.from_numpy(np.array(image))
             labels[number, : fitted[1], : fitted[0]] = torch.from_numpy(np.array(label))
-        if not bool((labels != UNLABELLED).any()):
+        absent = self._absent(labels)
+        if len(absent) == self.num_classes:
             raise UserError(
                 f"no pixel of part {name!r} has a label of the {self.num_classes} classes: check label_values"
             )
+        if absent and part == "train":
+            rank_zero_warn(f"no pixel of part {name!r} has a label of {', '.join(absent)}: check label_values")
         return pixels.permute(0, 3, 1, 2), labels
+
+    def _absent(self, labels: Tensor) -> list[str]:
+        there = {int(number) for label in labels for number in label.unique()}
+        return [name for number, name in enumerate(self.class_names or ()) if number not in there]
 
     def _pairs(self, name: str) -> list[tuple[Path, Path]]:
         images, labels = (Path(self.root) / folder.format(part=name) for folder in (self.images, self.labels))
         for folder in (images, labels):
             if not folder.is_dir():
                 raise UserError(f"there is no folder '{folder}': set data.root, or data.images and data.labels")
-        found = {}
-        for path in sorted(images.rglob(f"*{self.image_suffix}.*")):
-            if path.suffix.lower() in SUFFIXES and path.name[0] != ".":
-                found[str(path.relative_to(images).parent / path.stem.removesuffix(self.image_suffix))] = path
+        keys = {
+            path: str(path.relative_to(images).parent / path.stem.removesuffix(self.image_suffix))
+            for path in sorted(images.rglob(f"*{self.image_suffix}.*"))
+            if path.suffix.lower() in SUFFIXES and path.name[0] != "."
+        }
+        maps = {self._label_path(labels, key) for key in keys.values()}  # they may be in the same folder
+        found: dict[str, Path] = {}
+        for path, key in keys.items():
+            if path in maps:
+                continue
+            if key in found:
+                raise UserError(f"'{found[key]}' and '{path}' have one name and one label map: remove one of them")
+            found[key] = path
         pairs = []
         for key in self._listed(name) if self.lists else found:
-            label = labels / f"{key}{self.label_suffix}.png"
+            label = self._label_path(labels, key)
             if key not in found or not label.is_file():
                 raise UserError(f"'{label if key in found else images / key}' is missing: part {name!r} needs it")
             pairs.append((found[key], label))
@@ -192,10 +223,13 @@ class SegmentationFolderDataModule(InMemoryDataModule):
             raise UserError(f"'{images}' holds no image whose name ends in {self.image_suffix!r}")
         return pairs
 
+    def _label_path(self, labels: Path, key: str) -> Path:
+        return labels / f"{key}{self.label_suffix}.png"
+
     def _listed(self, name: str) -> list[str]:
         path = Path(self.root) / str(self.lists).format(part=name)
         try:
-            return path.read_text("utf-8").split()
+            return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
         except OSError as error:
             raise UserError(f"the list '{path}' can't be read ({error.strerror})") from None
 
