@@ -71,6 +71,7 @@ def on_one_grid(student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Out
     check_same_classes(z_t, z_s)
     if target.is_floating_point() or target.ndim != z_s.ndim - 1:
         _refuse_labels(z_s, target)
+    target = target.long()
     if z_t.shape != z_s.shape and z_t.ndim == z_s.ndim:
         if teacher.members is not None:
             raise UserError(
@@ -169,13 +170,15 @@ def row_losses(term: Distiller, rows: Rows, corrected: Tensor | None, keep: Tens
 
 
 def _refuse_labels(logits: Tensor, target: Tensor) -> NoReturn:
-    if logits.ndim == 2:
+    if target.is_floating_point() and target.shape == logits.shape:
         raise UserError(
             "mixed images have no single label for a teacher to be right on: distil without MixUp and CutMix "
             "(data.mix null)"
         )
-    wanted = (len(logits), *logits.shape[2:])
-    raise UserError(f"logits {tuple(logits.shape)} need integer labels of shape {wanted}, not {tuple(target.shape)}")
+    wanted, kind = (len(logits), *logits.shape[2:]), str(target.dtype).removeprefix("torch.")
+    raise UserError(
+        f"logits {tuple(logits.shape)} need integer labels of shape {wanted}, not {kind} of shape {tuple(target.shape)}"
+    )
 
 
 def _flat(outputs: Outputs) -> Outputs:

@@ -90,6 +90,13 @@ class RunningTrust(nn.Module):
         trust: Tensor = ((teacher - student) / seen.clamp_min(1e-6) / self.width + 0.5).clamp(0, 1)
         return trust[target] if self.per_class else trust.expand(len(target))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> RunningTrust:
+        counts = self.counts
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        converted = self.counts  # in half precision, which can't count to thousands
+        self.counts = counts.to(converted.device, torch.promote_types(converted.dtype, torch.float32))
+        return self
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}counts")
         if isinstance(saved, Tensor) and saved.ndim == 2:

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import process_group, spawn
-from tiny import CLASSES, CompilationCount, by_gamma, network
+from tiny import CLASSES, CompilationCount, TinyData, by_gamma, network
 
-from lightning_biaskd import KD, Outputs
+from lightning_biaskd import KD, DistillationModule, Outputs
 from lightning_biaskd.bias import running_trust
 from lightning_biaskd.bias.running_trust import RunningTrust
 from lightning_biaskd.training.step import Distillation
@@ -103,6 +103,24 @@ def test_the_counts_are_resumed(form):
     losses = [each(KD(), *map(Outputs, answers[:2]), answers[2]) for each in (bias, fresh)]
     assert torch.equal(losses[0].trust, losses[1].trust)
     assert torch.equal(bias.running.counts, fresh.running.counts)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_half_precision_counts_as_single_precision_does(precision):
+    half, single = RunningTrust().to(precision), RunningTrust()
+    target, per_image = torch.zeros(8 * 4096, dtype=torch.long), 4096
+    for _ in range(10):
+        teacher, student = torch.rand(2, len(target)) < 0.6
+        for running in (half, single):
+            running.update(running.tally(teacher, student, target), per_image)
+    assert torch.equal(half.counts, single.counts)
+    assert half.double().counts.dtype == torch.float64
+
+
+def test_a_fit_in_half_precision_counts_every_view(trainer):
+    module = DistillationModule(network(), network())
+    trainer(precision="bf16-true").fit(module, TinyData(batch_size=5))
+    assert module.bias.running.counts[0].item() == pytest.approx(48, abs=1)
 
 
 @pytest.mark.parametrize("form", FORMS)
