@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -92,7 +93,8 @@ class Distiller(nn.Module):
         ramp: buffer, the factor of the warm-up. It is 1 until :meth:`set_epoch` is called.
 
     Raises:
-        UserError: the temperature is not positive; when called, there are fewer classes than the method can work with.
+        UserError: the temperature is not positive, or the warm-up is negative; when called, there are fewer classes
+            than the method can work with.
 
     Example:
         A new method is a subclass with one method:
@@ -112,8 +114,10 @@ class Distiller(nn.Module):
 
     def __init__(self, temperature: float = 1.0, warmup_epochs: int = 0) -> None:
         super().__init__()
-        if temperature <= 0:
+        if not 0 < temperature < math.inf:
             raise UserError(f"temperature must be positive, got {temperature}")
+        if warmup_epochs < 0:
+            raise UserError(f"warmup_epochs must not be negative, got {warmup_epochs}")
         self._tau = temperature
         self.warmup_epochs = warmup_epochs
         # a tensor, because a float attribute that changes would recompile the step; a pure function of the epoch, so

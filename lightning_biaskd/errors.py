@@ -1,8 +1,21 @@
 """The exception for mistakes of the user, as opposed to bugs."""
 
+import math
+
 
 class UserError(ValueError):
     """Wrong input; the message is one line that names the remedy.
 
     The command line prints that line alone, without a traceback, and exits with status 1.
     """
+
+
+def check_weights(**weights: float) -> None:
+    """Refuses factors of a loss that are negative or not finite.
+
+    Raises:
+        UserError: one of them is.
+    """
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise UserError(f"{name} must be 0 or a positive number, got {weight}")

@@ -327,6 +327,21 @@ def test_the_command_line_builds_one(tmp_path, monkeypatch, capsys):
     torch.testing.assert_close(both.softmax(1), single.eval()(image).softmax(1))
 
 
+def test_teachers_that_are_no_list_of_different_networks_are_refused():
+    one = network()
+    for teachers, told in (
+        ([], "two or more"),
+        ([one], "two or more"),
+        ([one, FrozenTeacher(one)], "one network twice"),
+        (nn.Sequential(network(), network()), "takes a list of networks"),
+    ):
+        with pytest.raises(UserError, match=told):
+            EnsembleTeacher(teachers)
+    maps = [nn.Conv2d(1, 3, 1), nn.Conv2d(1, 3, 3)]
+    with pytest.raises(UserError, match="they need maps of one size"):
+        EnsembleTeacher(maps)(torch.zeros(1, 1, 6, 6))
+
+
 @pytest.mark.parametrize("method", [AT(["0"]), SimKD()])
 def test_methods_that_read_features_refuse_it(method):
     with pytest.raises(UserError, match="no features of its own: choose a method that reads logits"):

@@ -156,3 +156,24 @@ def test_the_lightning_module_trains_the_parts_of_its_step(trainer):
     assert not unchanged(before, module.distillation.student)
     counts = {f"bias.{name}" for name in module.bias.state_dict()}
     assert module.state_dict().keys() == counts | {f"model.{name}" for name in before}
+
+
+@pytest.mark.parametrize(
+    "options", [{"kd_weight": -1.0}, {"ce_weight": float("nan")}, {"label_smoothing": -0.5}, {"label_smoothing": 1.5}]
+)
+def test_weights_without_meaning_are_refused(options):
+    for module in (Distillation, DistillationModule):
+        with pytest.raises(UserError, match=next(iter(options))):
+            module(network(), network(), **options)
+
+
+def test_labels_are_integers_of_any_type_one_for_each_image():
+    step = distillation("kd")
+    losses = [step(IMAGE, TARGET.to(kind)).loss for kind in (torch.int64, torch.int32, torch.uint8)]
+    assert losses[0] == losses[1] == losses[2]
+    for labels, told in ((TARGET[:, None], "not int64 of shape (12, 1)"), (TARGET.float(), "not float32 of shape")):
+        with pytest.raises(UserError, match="integer labels of shape") as refused:
+            step(IMAGE, labels)
+        assert told in str(refused.value)
+    with pytest.raises(UserError, match="mixed images have no single label"):
+        step(IMAGE, torch.rand(12, CLASSES))

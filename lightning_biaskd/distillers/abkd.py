@@ -80,7 +80,7 @@ class ABKD(Distiller):
 
     def __init__(self, alpha: float = 0.8, beta: float = 0.3, temperature: float = 4.0) -> None:
         super().__init__(temperature)
-        if min(alpha, beta) < 0 or alpha + beta == 0:
+        if not (alpha >= 0 and beta >= 0 and alpha + beta > 0):
             raise UserError(f"alpha and beta must not be negative, and one positive, got {alpha} and {beta}")
         self.alpha = alpha
         self.beta = beta

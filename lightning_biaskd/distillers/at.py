@@ -64,7 +64,7 @@ class AT(FeatureDistiller):
         teacher_layers: Layer | Sequence[Layer] | None = None,
         power: float = 2.0,
     ) -> None:
-        if power < 1:
+        if not power >= 1:
             raise UserError(f"power must be at least 1, got {power}")
         super().__init__(layers, teacher_layers)
         self.power = power

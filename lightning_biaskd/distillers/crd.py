@@ -118,7 +118,7 @@ class CRD(FeatureDistiller):
         self, dim: int = 128, negatives: int = 16384, temperature: float = 0.07, momentum: float = 0.5
     ) -> None:
         super().__init__()
-        if negatives < 1 or temperature <= 0 or not 0 <= momentum < 1:
+        if negatives < 1 or not temperature > 0 or not 0 <= momentum < 1:
             raise UserError(
                 "negatives must be at least 1, temperature positive and momentum in [0, 1), got "
                 f"{negatives}, {temperature} and {momentum}"

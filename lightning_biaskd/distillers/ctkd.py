@@ -95,8 +95,10 @@ class CTKD(Distiller):
     strength: Tensor
 
     def __init__(self, start: float = 1.0, span: float = 20.0, loops: int = 10) -> None:
+        if not start > 0:
+            raise UserError(f"start must be positive, got {start}")
         super().__init__(start)
-        if span < 0 or loops < 1:
+        if not span >= 0 or loops < 1:
             raise UserError(f"span must not be negative and loops must be at least 1, got {span} and {loops}")
         self.start = start
         self.span = span

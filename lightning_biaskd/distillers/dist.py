@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_biaskd.distiller import Dense, Distiller, Needs
+from lightning_biaskd.errors import check_weights
 from lightning_biaskd.logits import centred, kept_rows
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
@@ -95,6 +96,7 @@ class DIST(Distiller):
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0) -> None:
         super().__init__(temperature)
+        check_weights(beta=beta, gamma=gamma)
         self.beta = beta
         self.gamma = gamma
         if gamma == 0:

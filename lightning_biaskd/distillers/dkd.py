@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.errors import check_weights
 from lightning_biaskd.logits import kl_divergence, split_label
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
@@ -69,6 +70,7 @@ class DKD(Distiller):
         self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, warmup_epochs: int = 20
     ) -> None:
         super().__init__(temperature, warmup_epochs)
+        check_weights(alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta
         if alpha == 0:

@@ -5,7 +5,7 @@ from torch import Tensor
 from lightning_biaskd.distiller import Distiller, Wrapper
 from lightning_biaskd.distillers.distillation_token import DistillationToken
 from lightning_biaskd.distillers.kd import KD
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_weights
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_logits
 
 
@@ -67,6 +67,7 @@ class LogitStandardization(Wrapper):
                 "DistillationToken(LogitStandardization(…))"
             )
         super().__init__(inner)
+        check_weights(weight=weight)
         self.weight = weight
         self.least_classes = 2 if inner.reads == "features" else 3  # the z-scores of two logits are constants
 

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller, Needs
+from lightning_biaskd.errors import check_weights
 from lightning_biaskd.logits import kept_rows, kl_divergence, standardised
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
@@ -87,6 +88,7 @@ class LumiNet(Distiller):
 
     def __init__(self, alpha: float = 33.0, temperature: float = 4.0, warmup_epochs: int = 20) -> None:
         super().__init__(temperature, warmup_epochs)
+        check_weights(alpha=alpha)
         self.alpha = alpha
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:

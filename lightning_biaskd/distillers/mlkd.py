@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller, Needs
 from lightning_biaskd.distillers.kd import kd_loss
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_weights
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
 
@@ -111,7 +111,7 @@ class MLKD(Distiller):
         class_weight: float | Sequence[float] = 1.0,
         views: int = 1,
     ) -> None:
-        if not temperatures or min(temperatures) <= 0:
+        if not temperatures or not min(temperatures) > 0:
             raise UserError(f"temperatures must be positive, at least one, got {temperatures}")
         if views < 1:
             raise UserError(f"views must be at least 1, got {views}")
@@ -149,6 +149,8 @@ class MLKD(Distiller):
         weights = tuple(weight) if isinstance(weight, Sequence) else (weight,) * self.needs.views
         if len(weights) != self.needs.views:
             raise UserError(f"{name} must be a number or one for each of {self.needs.views} views, got {weight}")
+        for value in weights:
+            check_weights(**{name: value})
         return weights
 
     def extra_repr(self) -> str:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.errors import check_weights
 from lightning_biaskd.logits import without_label
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
@@ -54,6 +55,7 @@ class NKD(Distiller):
 
     def __init__(self, gamma: float = 1.5, temperature: float = 1.0) -> None:
         super().__init__(temperature)
+        check_weights(gamma=gamma)
         self.soft_labels = temperature == 1  # at another one, it reads probabilities at two temperatures
         self.gamma = gamma
 

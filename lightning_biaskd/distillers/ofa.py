@@ -93,7 +93,7 @@ class OFA(Distiller):
         width: int | None = None,
     ) -> None:
         super().__init__(temperature)
-        if exponent <= 0:
+        if not exponent > 0:
             raise UserError(f"exponent must be positive, got {exponent}")
         if width is not None and width < 1:
             raise UserError(f"width must be at least 1, got {width}")

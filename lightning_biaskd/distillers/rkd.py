@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.distiller import Needs
+from lightning_biaskd.errors import check_weights
 from lightning_biaskd.features.base import FeatureDistiller, embeddings, full_matmul, pairs_kept, unit
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
@@ -85,6 +86,7 @@ class RKD(FeatureDistiller):
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
         super().__init__()
+        check_weights(distance_weight=distance_weight, angle_weight=angle_weight)
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
 

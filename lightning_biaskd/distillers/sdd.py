@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.distiller import Distiller, Needs, Wrapper
 from lightning_biaskd.distillers.dkd import DKD
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_weights
 from lightning_biaskd.features.base import Layer, check_average, layer_names
 from lightning_biaskd.networks.outputs import Outputs
 
@@ -104,6 +104,7 @@ class SDD(Wrapper):
         others = own if teacher_layer is None else layer_names(teacher_layer)
         self.needs = self.needs | Needs(own, others, embedding=True)
         self.scales = tuple(scales)
+        check_weights(complementary_weight=complementary_weight)
         self.complementary_weight = complementary_weight
 
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:

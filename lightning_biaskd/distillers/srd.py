@@ -67,7 +67,7 @@ class SRD(FeatureDistiller):
 
     def __init__(self, exponent: float = 4.0) -> None:
         super().__init__()
-        if exponent < 1:
+        if not exponent >= 1:
             raise UserError(f"exponent must be at least 1, got {exponent}")
         self.exponent = exponent
         self.connectors = nn.ModuleList()

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.logits import kl_divergence
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
@@ -60,12 +61,17 @@ class LabelSmoothing(Distiller):
 
     Args:
         smoothing: ε, the mass that is spread over all classes.
+
+    Raises:
+        UserError: a smoothing outside [0, 1].
     """
 
     reads = "nothing"
 
     def __init__(self, smoothing: float = 0.1) -> None:
         super().__init__()
+        if not 0 <= smoothing <= 1:
+            raise UserError(f"smoothing must be in [0, 1], got {smoothing}")
         self.smoothing = smoothing
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -95,12 +101,17 @@ class TeacherFree(Distiller):
     Args:
         correct: :math:`a`, the virtual teacher's probability of the label; 0.99 in the authors' code.
         temperature: τ of the virtual teacher; 20 for ResNet-18, 10 to 40 for other networks there.
+
+    Raises:
+        UserError: a probability outside [0, 1].
     """
 
     reads = "nothing"
 
     def __init__(self, correct: float = 0.99, temperature: float = 20.0) -> None:
         super().__init__(temperature)
+        if not 0 <= correct <= 1:
+            raise UserError(f"correct must be in [0, 1], got {correct}")
         self.correct = correct
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:

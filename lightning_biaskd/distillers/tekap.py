@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller, Needs
 from lightning_biaskd.distillers.kd import kd_loss
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_weights
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.randomness.bits import normal
 from lightning_biaskd.randomness.draws import Draws
@@ -76,6 +76,7 @@ class TeKAP(Distiller):
         super().__init__(temperature)
         if copies < 1 or not 0 <= share <= 1:
             raise UserError(f"copies must be at least 1 and share in [0, 1], got {copies} and {share}")
+        check_weights(weight=weight)
         self.copies = copies
         self.weight = weight
         self.share = share

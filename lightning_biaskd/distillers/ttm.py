@@ -63,7 +63,7 @@ class TTM(Distiller):
     """
 
     def __init__(self, exponent: float = 0.1) -> None:
-        if exponent <= 0:
+        if not exponent > 0:
             raise UserError(f"exponent must be positive, got {exponent}")
         super().__init__(1 / exponent)
         self.exponent = exponent

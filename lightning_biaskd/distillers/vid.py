@@ -86,7 +86,7 @@ class VID(FeatureDistiller):
         teacher_layers: Layer | Sequence[Layer] | None = None,
         variance: float = 5.0,
     ) -> None:
-        if variance <= _EPS:
+        if not variance > _EPS:
             raise UserError(f"variance must be above {_EPS}, got {variance}")
         super().__init__(layers, teacher_layers)
         self.variance = variance

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.distiller import Distiller, Reads
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_weights
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
 
@@ -27,7 +27,7 @@ class WeightedSum(Distiller):
         parts: methods with their weights.
 
     Raises:
-        UserError: there are no parts.
+        UserError: there are no parts, or a weight is negative or not finite.
 
     Example:
         >>> from lightning_biaskd.distillers import DIST, KD
@@ -42,6 +42,8 @@ class WeightedSum(Distiller):
         super().__init__()
         if not parts:
             raise UserError("WeightedSum needs at least one (distiller, weight)")
+        for part, weight in parts:
+            check_weights(**{f"the weight of {type(part).__name__}": weight})
         self.parts = nn.ModuleList(part for part, _ in parts)
         self.weights = tuple(weight for _, weight in parts)
         self.needs = functools.reduce(operator.or_, (part.needs for part, _ in parts))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_weights
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.networks.weights import read
 
@@ -220,11 +220,12 @@ class WKD(Distiller):
         decay_end: int = 240,
     ) -> None:
         super().__init__(temperature)
-        if epsilon < 0.0125 or iterations < 1:
+        if not epsilon >= 0.0125 or iterations < 1:
             raise UserError(f"epsilon must be at least 0.0125 and iterations 1, got {epsilon} and {iterations}")
         matrix = None if distances is None else _matrix(distances)
         self.register_buffer("distances", matrix, persistent=False)
         self.register_buffer("decay", torch.tensor(1.0), persistent=False)
+        check_weights(weight=weight, sharpness=sharpness)
         self.weight = weight
         self.sharpness = sharpness
         self.epsilon = epsilon

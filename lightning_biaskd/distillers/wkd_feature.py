@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.distillers.wkd import cosine_decay
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_weights
 from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map
 from lightning_biaskd.features.connectors import regressor, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
@@ -121,6 +121,7 @@ class WKDFeature(FeatureDistiller):
         super().__init__(layer, teacher_layer)
         if grid < 1:
             raise UserError(f"grid must be at least 1, got {grid}")
+        check_weights(mean_weight=mean_weight)
         self.mean_weight = mean_weight
         self.grid = grid
         self.decay_start = decay_start

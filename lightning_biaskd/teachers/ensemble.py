@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -39,8 +40,8 @@ class EnsembleTeacher(FrozenTeacher):
         members: the teachers, each frozen.
 
     Raises:
-        UserError: fewer than two teachers, unknown ``weights``, a temperature that isn't positive; when called,
-            teachers of different classes.
+        UserError: fewer than two teachers, one network twice, unknown ``weights``, a temperature that isn't positive;
+            when called, teachers of different classes.
 
     Example:
         >>> first, second = nn.Linear(4, 3), nn.Linear(4, 3)
@@ -51,13 +52,17 @@ class EnsembleTeacher(FrozenTeacher):
 
     def __init__(self, teachers: Sequence[nn.Module], weights: Weights = "mean", temperature: float = 1.0) -> None:
         nn.Module.__init__(self)  # the members have what FrozenTeacher would set up
+        if isinstance(teachers, nn.Module) and not isinstance(teachers, nn.ModuleList):
+            raise UserError(f"an ensemble takes a list of networks, and this is one {type(teachers).__name__}")
         if len(teachers) < 2 or any(isinstance(teacher, EnsembleTeacher) for teacher in teachers):
             raise UserError("an ensemble has two or more single teachers: give it their networks")
         if weights not in get_args(Weights):
             raise UserError(f"unknown weights {weights!r}: choose {' or '.join(get_args(Weights))}")
-        if temperature <= 0:
+        if not 0 < temperature < math.inf:
             raise UserError(f"temperature must be positive, got {temperature}")
         frozen = [teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher) for teacher in teachers]
+        if len({id(teacher.model) for teacher in frozen}) < len(frozen):
+            raise UserError("an ensemble holds one network twice: build a network for each teacher")
         self._teachers = nn.ModuleList(frozen)
         self.__dict__["model"] = nn.ModuleList(teacher.model for teacher in frozen)
         self.weights: Weights = weights
@@ -108,9 +113,11 @@ class EnsembleTeacher(FrozenTeacher):
         """The ensemble's outputs, from those of its teachers."""
         shapes = sorted({tuple(output.logits.shape) for output in outputs})
         if len(shapes) > 1:
+            remedy = "they need the same classes; give each that differs as FrozenTeacher with a ClassMap"
+            if len({shape[1] for shape in shapes}) == 1:
+                remedy = "they need maps of one size"
             raise UserError(
-                f"the teachers of an ensemble give logits of shapes {', '.join(map(str, shapes))}: they need the same "
-                "classes; give each that differs as FrozenTeacher with a ClassMap"
+                f"the teachers of an ensemble give logits of shapes {', '.join(map(str, shapes))}: {remedy}"
             )
         logits = torch.stack([at_least_float32(output.logits) for output in outputs], 1)
         members = Members(logits, self.weights, self.temperature)

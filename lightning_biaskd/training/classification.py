@@ -19,7 +19,7 @@ from lightning_biaskd.renamed import refuse_renamed_methods
 from lightning_biaskd.training.batches import images_of, labelled
 from lightning_biaskd.training.checks import check_labels, check_student_outputs
 from lightning_biaskd.training.network import NetworkModule
-from lightning_biaskd.training.step import Step, accuracy, cross_entropy, of_all_ranks
+from lightning_biaskd.training.step import Step, accuracy, check_smoothing, cross_entropy, of_all_ranks
 
 
 class ClassificationModule(NetworkModule):
@@ -93,6 +93,7 @@ class ClassificationModule(NetworkModule):
         metrics: Sequence[Metric] | Mapping[str, Metric] | None = None,
         ignore_index: int | None = None,
     ) -> None:
+        check_smoothing(label_smoothing)
         super().__init__(model, weights, optimizer, lr_scheduler, lr_interval, lr_batch_size)
         self.label_smoothing = label_smoothing
         self._tap = FeatureTap(model)

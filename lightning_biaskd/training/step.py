@@ -16,7 +16,7 @@ from lightning_biaskd.bias.rows import on_one_grid
 from lightning_biaskd.distiller import Distiller, Needs
 from lightning_biaskd.distillers import KD
 from lightning_biaskd.distributed.ranks import world_size
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_weights
 from lightning_biaskd.networks.inputs import InputConversion
 from lightning_biaskd.networks.named_inputs import Input, check_vocabularies, converted, one_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_index
@@ -72,8 +72,8 @@ class Distillation(nn.Module):
         ignore_index: the label of pixels, tokens or images that count nowhere; ``None`` if there is none.
 
     Raises:
-        UserError: teacher and student share parameters or read different vocabularies, or a tapped layer is unknown; in
-            ``forward``, teacher and student disagree on the classes.
+        UserError: teacher and student share parameters or read different vocabularies, a tapped layer is unknown, or a
+            weight is negative; in ``forward``, teacher and student disagree on the classes.
 
     Example:
         >>> from lightning_biaskd.models import resnet8, resnet14
@@ -105,6 +105,8 @@ class Distillation(nn.Module):
         self.teacher, self._tap = self._tapped(student, frozen, distiller.needs)
         self.distiller = copy.deepcopy(distiller)
         self.bias = Plain() if bias is None else copy.deepcopy(bias)
+        check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
+        check_smoothing(label_smoothing)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.label_smoothing = label_smoothing
@@ -222,6 +224,16 @@ class Distillation(nn.Module):
 
     def _student_outputs(self, input: Input) -> Outputs:
         return self._tap(input if self.convert is None else self.convert(input))
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Label smoothing must be a share.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not 0 <= label_smoothing <= 1:
+        raise UserError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
 
 
 def cross_entropy(

@@ -155,3 +155,23 @@ def test_batches_of_one_relate_no_samples(method, trainer):
     with pytest.raises(UserError, match="compares the samples of a batch .*: raise data.batch_size"):
         trainer(max_epochs=1).fit(module, TinyData(batch_size=1))
     trainer(max_epochs=1).fit(module, TinyData(batch_size=47))  # the last has one
+
+
+def test_no_method_takes_a_number_without_meaning():
+    methods = [kind for kind in vars(distillers).values() if inspect.isclass(kind) and issubclass(kind, Distiller)]
+    tried = 0
+    for kind in methods:
+        for name, parameter in inspect.signature(kind).parameters.items():
+            weight = name in ("warmup_epochs", "weight", "alpha", "beta", "gamma") or name.endswith("_weight")
+            values = [-1] * weight + [float("nan")] * isinstance(parameter.default, float)
+            for value in values:
+                tried += 1
+                with pytest.raises(UserError, match=name):
+                    kind(**{name: value})
+    assert tried > 60
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_sum_refuses_weights_without_meaning(weight):
+    with pytest.raises(UserError, match="the weight of KD must be 0 or a positive number"):
+        WeightedSum([(DKD(), 1.0), (KD(), weight)])
