@@ -36,6 +36,4 @@ def scored(matrix: str, column: str, title: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "methods": lambda: methods("methods"),
-    "methods_vit": lambda: methods("methods_vit"),
-    "camvid": lambda: scored("camvid", "miou_last", "mean IoU"),
 }

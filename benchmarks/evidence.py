@@ -33,9 +33,7 @@ TEACHERS: dict[str, tuple[list[str], int, dict[str, object]]] = {
     "camvid": (["configs/recipe/teacher_camvid.yaml"], 100, {"data.size": [90, 120]}),
     "bccd": (["configs/recipe/teacher_bccd.yaml"], 40, {}),
     "noisy_photos": (PHOTOS, 12, {"data.train_size": 10000, "data.batch_size": 64, "data.label_noise": 0.4}),
-    "own": ([f"{RECIPE}/tiny_imagenet.yaml", f"{RECIPE}/model_photos.yaml", f"{RECIPE}/model_own.yaml"], 20, {}),
     "vit": ([*PHOTOS, f"{RECIPE}/model_vit.yaml"], 16, {}),
-    "bccd": (["configs/recipe/teacher_bccd.yaml"], 40, {}),
     "same_kind": (SMALL, 12, {"data.train_size": 10000, "data.batch_size": 64}),
 }
 MATRICES = ("photos", "methods", "methods_vit", "camvid", "bccd", "main", "when", "full", "digits")

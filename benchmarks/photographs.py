@@ -162,7 +162,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "photos worst, test": lambda: worst("acc1_last"),
     "photos ablation": ablation,
     "photos beyond": _beyond,
-    "photos rivals": rivals,
 }
 FIGURES: dict[str, Callable[[], str]] = {
     "photos runs": lambda: str(len(runs("photos"))),
