@@ -18,6 +18,7 @@ from pathlib import Path
 import accuracies
 import around_methods
 import photographs
+import scales
 import timings
 from accuracies import MATRICES, RESULTS
 
@@ -30,6 +31,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **photographs.FIGURES,
     **timings.TABLES,
     **timings.FIGURES,
+    **scales.TABLES,
+    **scales.FIGURES,
 }
 _MARKED = re.compile(r"(<!-- results:(.*?):begin -->)(\n?).*?(<!-- results:\2:end -->)", re.DOTALL)
 

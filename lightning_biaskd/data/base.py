@@ -95,6 +95,7 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         self.mix = mix
         self.drop_last = drop_last
         self.prefetch_factor: int | None = None
+        self.repeats = 1
         self.num_samples: int | None = None
         self._affine: tuple[Tensor, Tensor] | None = None
         self._training: ResumableLoader | None = None
@@ -181,6 +182,7 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         dataset = cast("Dataset[Any]", self.train_set)
         sampler = EpochSampler(dataset, ranks, rank, shuffle=True, seed=self.drawing_seed)
+        sampler.repeats = self.repeats
         options = {"sampler": sampler, "drop_last": self.drop_last}
         loader = cast("ResumableLoader", self.loader(dataset, ResumableLoader, **options))
         if not len(loader):

@@ -68,6 +68,9 @@ class TensorImages(Dataset[Any]):
 class SeededViews(Dataset[Any]):
     """Images augmented when they are fetched, from (seed, epoch, image) only, in whichever process.
 
+    An item beyond the last one is another view of an image, see ``repeats`` of
+    :class:`~lightning_biaskd.data.loader.EpochSampler`.
+
     Args:
         dataset: yields ``(image, target, index)``, and draws its augmentation from torch's random state.
         index: (n,) the images to use.
@@ -92,9 +95,10 @@ class SeededViews(Dataset[Any]):
         return len(self.index)
 
     def __getitem__(self, item: int) -> Any:
+        repeat, item = divmod(item, len(self))
         index = self.index[item : item + 1]
         seed, epoch = self._seed_and_epoch.tolist()
-        bits = random_bits(seed, epoch, index)
+        bits = random_bits(seed, epoch, index + (repeat << 40))
         number: tuple[int, ...] = ()
         if self.views is not None:
             number = (int(bits % self.views),)

@@ -41,6 +41,9 @@ class ImageNetDataModule(FileViews):
         resize: the shorter side before the centre crop, in pixels; ``None`` for 256/224 of ``image_size``.
         views: draw from this number of fixed views per image; ``None`` draws a new view in every epoch. A cache of the
             teacher stores one output per view.
+        repeats: repeated augmentation (Hoffer et al., *Augment Your Batch*, CVPR 2020, arXiv 1901.09335): each image
+            of an epoch is shown this number of times, in different views of one batch over all processes. An epoch is
+            as long as without, so it shows ``1 / repeats`` of the images. 3 is the usual choice for transformers.
         mix: mixes the images and labels of a training batch, see :class:`ImageDataModule`.
         drop_last: leave out the last training batch of an epoch if it is not full.
         prefetch_factor: batches that each worker prepares ahead; ``None`` for torch's default.
@@ -62,6 +65,7 @@ class ImageNetDataModule(FileViews):
         image_size: int = 224,
         resize: int | None = None,
         views: int | None = None,
+        repeats: int = 1,
         mix: nn.Module | None = None,
         drop_last: bool = False,
         prefetch_factor: int | None = None,
@@ -71,6 +75,9 @@ class ImageNetDataModule(FileViews):
         super().__init__(root, batch_size, val_split, seed, augment, num_workers, mix=mix, drop_last=drop_last)
         self.image_size = image_size
         self.views = checked_views(views)
+        if repeats < 1:
+            raise UserError(f"repeats={repeats} shows no image: give 1 at least")
+        self.repeats = repeats
         self.prefetch_factor = prefetch_factor
         self.mean, self.std = checked_normalisation(mean, std)
         crops: list[Any] = [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]

@@ -20,17 +20,26 @@ class EpochSampler(DistributedSampler[Any]):
 
     Attributes:
         start: the epoch to resume, and the number of its images to skip.
+        repeats: how often an epoch shows an image, one after the other; it then shows a part of all images. The n-th
+            time, counted from 0, the index is larger by n times the size of the data set.
     """
 
     start = (-1, 0)
+    repeats = 1
 
     def __iter__(self) -> Iterator[Any]:
-        order = list(super().__iter__())
+        order = list(super().__iter__()) if self.repeats == 1 else self._repeated()
         epoch, done = self.start
         if epoch != self.epoch:
             return iter(order)
         self.start = (-1, 0)  # once: another run of this loader begins at the beginning
         return iter(order[done:])
+
+    def _repeated(self) -> list[int]:
+        size = len(self.dataset)  # type: ignore[arg-type]
+        images = torch.randperm(size, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        shown = (images[:, None] + size * torch.arange(self.repeats)).view(-1)[: self.total_size]
+        return shown[self.rank :: self.num_replicas].tolist()
 
 
 class ImageLoader(DataLoader[Any]):

@@ -14,6 +14,7 @@ from lightning_biaskd.data import (
     FashionMNISTDataModule,
     ImageNetDataModule,
 )
+from lightning_biaskd.data.loader import EpochSampler
 from lightning_biaskd.randomness.bits import further_bits
 
 
@@ -407,6 +408,31 @@ def test_views_of_single_images_follow_from_seed_epoch_and_image(tmp_path):
     assert torch.equal(whole[1], by_workers[0])
     assert torch.equal(whole[2], by_workers[1])
     assert not torch.equal(whole[0], whole[1])
+
+
+@pytest.mark.parametrize("views", [None, 2])
+def test_repeated_augmentation_shows_a_third_of_the_images_three_times(views, tmp_path):
+    write_folders(tmp_path)
+    options = {"val_split": 4, "num_workers": 0, "image_size": 32, "batch_size": 7, "repeats": 3, "views": views}
+    data = ImageNetDataModule(str(tmp_path), **options)
+    data.setup()
+    loader = data.train_dataloader()
+    batches = list(loader)
+    index, image = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("index", "image"))
+    assert len(index) == 14
+    assert (index[:12].view(4, 3) == index[:12:3, None]).all()
+    assert len(index.unique()) == 5
+    shown = len(image.flatten(1).unique(dim=0))
+    assert 12 <= shown <= 14 if views is None else 5 < shown <= 10  # of so small an image, two crops may be the same
+    loader.sampler.set_epoch(1)
+    assert next(iter(loader)).index.tolist() != index[:7].tolist()
+    ranks = [EpochSampler(data.train_set, 2, rank, seed=data.drawing_seed) for rank in (0, 1)]
+    for sampler in ranks:
+        sampler.repeats = 3
+    joined = torch.tensor([list(sampler) for sampler in ranks]).T.reshape(-1) % 14
+    assert torch.equal(data.train_set.index[joined], index)  # two processes show what one does
+    with pytest.raises(UserError, match="repeats=0 shows no image"):
+        ImageNetDataModule(repeats=0)
 
 
 def test_imagenet_folders_must_agree(tmp_path):
