@@ -147,10 +147,10 @@ class DetectionDataModule(ImageDataModule):
             )
         names = ", ".join(f"{number} {name}" for number, name in enumerate(cast("Sequence[str]", self.class_names)))
         rank_zero_info(f"classes of '{self.root}', in the order of a detector's outputs: {names}")
-        training: Dataset[Any] = DetectionImages([train[index] for index in kept.tolist()], True, self.augment)
+        training: Dataset[Any] = DetectionImages(train, training=True, flip=self.augment)
         validation = DetectionImages(val) if val else None
         tested = DetectionImages(test) if test else cast("DetectionImages", validation)
-        return SeededViews(training), validation, tested
+        return SeededViews(training, kept), validation, tested
 
     def _part(self, part: Part) -> list[BoxedImage] | None:
         name = self.parts[part]
