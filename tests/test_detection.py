@@ -32,6 +32,7 @@ from lightning_biaskd.models import faster_rcnn, resnet8
 from lightning_biaskd.training.detection_step import DetectionDistillation
 from lightning_biaskd.training.detectors import Answers, Sampled, answers, pyramid, sampled
 
+pytest.importorskip("pycocotools", reason="average precision needs the extra detection")
 PAPER = BiasStrategy.paper("swap")
 
 
@@ -297,6 +298,13 @@ def test_scores_are_torchmetrics_and_ignore_what_is_difficult():
     found = scores.compute()
     assert found["val/map"] == found["val/map/red"] == 1  # the second object isn't missed
     assert found["val/map_large"].isnan()
+
+
+def test_a_missing_pycocotools_is_told_before_training(tmp_path, trainer, monkeypatch):
+    monkeypatch.setattr("torchmetrics.detection.mean_ap._PYCOCOTOOLS_AVAILABLE", False)
+    monkeypatch.setattr("torchmetrics.detection.mean_ap._FASTER_COCO_EVAL_AVAILABLE", False)
+    with pytest.raises(UserError, match="pip install 'lightning-biaskd"):
+        trainer().fit(DetectionModule(detector()), data(write_voc(tmp_path)))
 
 
 def test_boxes_are_drawn_as_right_wrong_and_missed():
