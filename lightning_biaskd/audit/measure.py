@@ -24,6 +24,7 @@ from lightning_biaskd.distributed.padding import flattened, unpadded_rows
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BiasRate, CalibrationError, NotOnTop, confused_pairs
 from lightning_biaskd.metrics.meters import Meters
+from lightning_biaskd.networks.members import weighed
 from lightning_biaskd.networks.outputs import at_least_float32, resized
 from lightning_biaskd.training.batches import labelled
 from lightning_biaskd.training.checks import check_labels, check_teacher
@@ -147,12 +148,15 @@ class _Auditor(TeacherPass):
     @torch.no_grad()
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> None:
         image, target = labelled(batch, batch_idx)[:2]
-        logits = self.teacher(image).logits
+        outputs = self.teacher(image)
         # copies on the CPU, so that the values of every batch are checked
-        logits = resized(logits, target.shape[1:])
+        logits = resized(outputs.logits, target.shape[1:])
         classes = self.num_classes or logits.shape[1]
         check_labels(target.cpu(), logits, classes, batch_idx, "the teacher", self.ignore_index)
         check_teacher(logits.cpu(), logits, batch_idx)
+        if outputs.members is not None:  # which labels may weigh
+            known = target if self.ignore_index is None else torch.where(target == self.ignore_index, 0, target)
+            logits = resized(weighed(outputs, known).logits, target.shape[1:])
         if self.maps is None and isinstance(image, Tensor) and logits.ndim == 4:
             self.maps = image[:SHOWN].cpu(), logits[:SHOWN].cpu(), target[:SHOWN].cpu()
         own = self._own(len(target), batch_idx).to(target.device)
@@ -204,6 +208,8 @@ def _report(
         mode=bias.mode if bias is not None else None,
         normalize=bias.normalize if bias is not None else None,
         balance=bias.balance if bias is not None else None,
+        label_trust=bias.label_trust if bias is not None else None,
+        per_teacher=bias is not None and bias.per_teacher,
         passes=passes,
         views=views,
         wrong=views - right,

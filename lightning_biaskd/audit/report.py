@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_biaskd.audit.maps import draw_maps
 from lightning_biaskd.bias.rectify import Mode
 from lightning_biaskd.bias.strategy import Balance, Normalize
+from lightning_biaskd.bias.trusting import LabelTrust
 from lightning_biaskd.files import written_whole
 
 ALMOST_NONE = 0.001
@@ -71,7 +72,8 @@ class AuditReport:
         teacher: its class and size.
         method: the distiller.
         strategy: the :class:`~lightning_biaskd.BiasStrategy` that is configured, ``None`` for plain distillation.
-        mode: the strategy's mode. ``normalize`` and ``balance`` are the strategy's too.
+        mode: the strategy's mode. ``normalize``, ``balance``, ``label_trust`` and ``per_teacher`` are the strategy's
+            too.
         passes: over the training data.
         views: training views seen.
         wrong: those that the teacher gets wrong.
@@ -108,6 +110,8 @@ class AuditReport:
     classes: list[ClassBias]
     mistakes: list[Mistake]
     corrections: list[Correction]
+    label_trust: LabelTrust | None = None
+    per_teacher: bool = False
     maps: tuple[Tensor, Tensor, Tensor, int | None] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -145,9 +149,18 @@ class AuditReport:
         if self.mode == "drop" or not self.corrections:
             why = "Mode drop" if self.mode == "drop" else "The method reads no logits, so the strategy"
             done = f"{why} drops the {self.wrong:,} wrong answers."
+            if self.per_teacher and self.mode == "drop":
+                done = "Mode drop leaves each wrong teacher out of the mean, and drops samples on which all are wrong."
+        elif self.per_teacher:
+            done = f"Mode {self.mode} corrects the answer of each teacher before the mean."
         else:
-            kept = [c.not_on_top for c in self.corrections if c.mode == self.mode]
-            done = f"Mode {self.mode} corrects them; the label does not end on top on {_percent(max(kept))} of them."
+            kept = _percent(max(c.not_on_top for c in self.corrections if c.mode == self.mode))
+            done = f"Mode {self.mode} corrects them; the label does not end on top on {kept} of them."
+            if self.label_trust is not None:
+                done = (
+                    f"Mode {self.mode} corrects them as far as the student sides with the label "
+                    f"(label_trust={self.label_trust}); in full, the label does not end on top on {kept} of them."
+                )
         if self.normalize == "group" and 0 < self.wrong < self.views and self.mode != "drop" and self.corrections:
             ratio = (self.views - self.wrong) / self.wrong
             when = "γ = ½" if self.balance == "complement" else "γ = 1"

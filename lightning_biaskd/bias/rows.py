@@ -12,7 +12,7 @@ from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.networks.members import mixture
+from lightning_biaskd.networks.members import weighed
 from lightning_biaskd.networks.outputs import Outputs, labels_on_grid, resized, with_logits
 
 
@@ -110,11 +110,7 @@ def rows_of(student: Outputs, teacher: Outputs, target: Tensor, ignore_index: in
     teacher, target = on_one_grid(student, teacher, target)
     known = None if ignore_index is None else target != ignore_index
     labels = target if known is None else torch.where(known, target, 0)
-    members = teacher.members
-    if members is not None and members.weights == "confidence":
-        if target.ndim > 1:
-            raise UserError("weights 'confidence' of an ensemble are for images, not for maps: choose mean")
-        teacher = with_logits(teacher, mixture(members.logits, members.shares(labels), members.temperature))
+    teacher = weighed(teacher, labels)
     flat_known = None if known is None else known.flatten()
     return Rows(_flat(student), _flat(teacher), labels.flatten(), flat_known, target.shape, (student, teacher))
 

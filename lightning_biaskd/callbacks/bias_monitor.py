@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_biaskd.bias.rows import known_rows
+from lightning_biaskd.bias.strategy import BiasStrategy
 from lightning_biaskd.callbacks.history import EpochPicture
 from lightning_biaskd.metrics import (
     Agreement,
@@ -48,7 +49,8 @@ class BiasMonitor(EpochPicture):
                                       elimination, γ and trust; only with at most ``per_class`` classes
     ``bias/trust_lowest``             the same, of the class that gets the least of the teacher
     ``bias/trust_highest``            the same, of the class that gets the most
-    ``bias/not_on_top``               share of rectified answers whose label did not end on top
+    ``bias/not_on_top``               share of wrong answers whose label did not end on top, corrected as far as
+                                      ``label_trust`` lets them be; not with ``per_teacher``
     ``train/on_teacher_right``        student's accuracy on the training views that the teacher gets right, in train
                                       mode
     ``train/on_teacher_wrong``        student's accuracy on the training views that the teacher gets wrong
@@ -100,7 +102,7 @@ class BiasMonitor(EpochPicture):
             self._meters.update("train/bias", lambda: BiasRate(teacher.shape[1]), teacher, target)
             if trust:
                 self._meters.update("train/trust", lambda: ClassMeans(teacher.shape[1]), trust[0], target)
-            self._count_rectified(cast("DistillationModule", pl_module), teacher, target)
+            self._count_rectified(cast("DistillationModule", pl_module), student, teacher, target)
 
     def on_validation_batch_end(
         self,
@@ -124,9 +126,12 @@ class BiasMonitor(EpochPicture):
         self._meters.update(f"{stage}/agreement", Agreement, student, teacher)
 
     @torch.no_grad()
-    def _count_rectified(self, module: DistillationModule, teacher: Tensor, target: Tensor) -> None:
+    def _count_rectified(self, module: DistillationModule, student: Tensor, teacher: Tensor, target: Tensor) -> None:
+        if not isinstance(module.bias, BiasStrategy) or module.bias.per_teacher:
+            return
+        amount = module.bias.label_trust_in(student, teacher, target)
         for term, _ in module.distiller.terms():
-            rectified = module.bias.rectified(term, teacher, target)
+            rectified = module.bias.rectified(term, teacher, target, amount)
             if rectified is not None:
                 self._meters.update("train/not_on_top", NotOnTop, teacher, rectified, target)
 

@@ -7,6 +7,9 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_biaskd.errors import UserError
+from lightning_biaskd.networks.outputs import Outputs, with_logits
+
 Weights = Literal["mean", "confidence"]
 
 
@@ -28,6 +31,24 @@ class Members(NamedTuple):
         if self.weights == "confidence":
             return confidence(self.logits, target)
         return uniform(self.logits)
+
+
+def weighed(teacher: Outputs, target: Tensor) -> Outputs:
+    """The answer of several teachers where labels weigh them; others as they are.
+
+    Args:
+        teacher: the teacher's outputs.
+        target: (B,) labels.
+
+    Raises:
+        UserError: maps, of which no label weighs a whole image.
+    """
+    members = teacher.members
+    if members is None or members.weights != "confidence":
+        return teacher
+    if target.ndim > 1:
+        raise UserError("weights 'confidence' of an ensemble are for images, not for maps: choose mean")
+    return with_logits(teacher, mixture(members.logits, members.shares(target), members.temperature))
 
 
 def uniform(logits: Tensor) -> Tensor:

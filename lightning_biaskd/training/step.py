@@ -18,6 +18,7 @@ from lightning_biaskd.distillers import KD
 from lightning_biaskd.distributed.ranks import world_size
 from lightning_biaskd.errors import UserError, check_weights
 from lightning_biaskd.networks.inputs import InputConversion
+from lightning_biaskd.networks.members import weighed
 from lightning_biaskd.networks.named_inputs import Input, check_vocabularies, converted, one_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_index
 from lightning_biaskd.networks.tap import FeatureTap
@@ -141,6 +142,8 @@ class Distillation(nn.Module):
             student = with_index(student, index)
         ce = self.cross_entropy(student.logits, target)
         kd = self.bias(self.distiller, student, teacher, target, self.ignore_index)
+        if teacher.members is not None:  # as the strategy did
+            teacher = weighed(teacher, target if kd.known is None else torch.where(kd.known, target, 0))
         if kd.known is not None:  # the mean over this rank's samples becomes that over the samples of all ranks
             ce = ce * (kd.known.sum() * cast("Tensor", kd.unit))
         loss = self.ce_weight * ce + self.kd_weight * kd.total

@@ -8,7 +8,16 @@ import torch
 from processes import launch
 from tiny import CLASSES, TinyData, by_gamma, network
 
-from lightning_biaskd import DKD, KD, BiasStrategy, ClassificationModule, DistillationModule, UserError, WeightedSum
+from lightning_biaskd import (
+    DKD,
+    KD,
+    BiasStrategy,
+    ClassificationModule,
+    DistillationModule,
+    EnsembleTeacher,
+    UserError,
+    WeightedSum,
+)
 from lightning_biaskd.__main__ import main
 from lightning_biaskd.audit import audit
 from lightning_biaskd.bias import rectify
@@ -169,6 +178,7 @@ def test_the_verdict_is_plain(wrong, says, report, tmp_path):
         (KD(), by_gamma("drop"), "Mode drop drops the 12 wrong answers"),
         (KD(), by_gamma("swap"), "one wrong view weighs as much as 3 right ones at γ = ½"),
         (KD(), by_gamma("swap", balance="ramp"), "as 3 right ones at γ = 1"),
+        (KD(), BiasStrategy(), "as far as the student sides with the label (label_trust=run); in full, the label does"),
         (LabelSmoothing(), by_gamma("swap"), "reads no logits, so the strategy drops"),
     ],
 )
@@ -176,6 +186,20 @@ def test_it_tells_what_the_configured_strategy_does(method, bias, says, report):
     text = str(report(DistillationModule(network(), Sure(), method, bias), Spoken(12)))
     assert says in text
     assert ("What each correction would do" in text) == (not isinstance(method, LabelSmoothing))
+
+
+def test_an_ensemble_is_counted_as_its_student_would_hear_it(report):
+    experts = [Sure(), network()]
+    for weights in ("mean", "confidence"):
+        bias = by_gamma("swap", "batch", "equal", per_teacher=weights == "mean")
+        module = DistillationModule(network(), EnsembleTeacher(experts, weights), bias=bias)
+        data = Spoken(12)
+        found = report(module, data)
+        step = module.distillation(*data.loader.dataset.tensors)
+        assert found.wrong_rate == pytest.approx(step.logged["bias/wrong_rate"].item())
+        wrong = step.teacher.logits.argmax(1) != data.loader.dataset.tensors[1]
+        assert found.wrong == wrong.sum()
+        assert ("corrects the answer of each teacher" in str(found)) == bias.per_teacher
 
 
 def test_classes_without_views_are_told_as_unknown(report, tmp_path):

@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from tiny import CLASSES, TinyData, by_gamma, network
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_biaskd import KD, ClassificationModule, DistillationModule, UserError
-from lightning_biaskd.bias import rectify_logits
+from lightning_biaskd import KD, ClassificationModule, DistillationModule, EnsembleTeacher, UserError
+from lightning_biaskd.bias import rectify_logits, trust
 from lightning_biaskd.callbacks import BiasMonitor, CurvePlot, History
 from lightning_biaskd.metrics import CalibrationError, DistributionGap
 
@@ -82,6 +82,30 @@ def test_the_monitor_shows_how_much_teacher_each_class_gets(trust, trainer, tmp_
     assert run.callback_metrics["bias/trust_highest"] == pytest.approx(max(means))
     assert ("bias/trust" in run.callback_metrics) == (trust is not None)
     assert (tmp_path / "bias_monitor.png").read_bytes().startswith(PNG)
+
+
+def test_the_monitor_corrects_as_far_as_labels_are_trusted(trainer):
+    bias = by_gamma("swap", "batch", "equal", label_trust="student")
+    module, data = distillation(bias, optimizer=still), TinyData()
+    run = trainer(callbacks=[BiasMonitor()])
+    run.fit(module, data)
+    student, teacher, target = answers(module.train(), data.train_dataloader())
+    wrong = teacher.argmax(1) != target
+    corrected = rectify_logits(teacher, target, "swap", 1.0, amount=trust.label(student, teacher, target))
+    expected = share(corrected[wrong].argmax(1) != target[wrong])
+    assert 0 < run.callback_metrics["bias/not_on_top"] == pytest.approx(expected)
+
+
+def test_an_ensemble_corrected_one_by_one_has_no_corrected_share(trainer):
+    bias = by_gamma("swap", "batch", "equal", per_teacher=True)
+    module = DistillationModule(network(), EnsembleTeacher([network(), network()], "confidence"), bias=bias)
+    run = trainer(callbacks=[BiasMonitor()])
+    run.fit(module, TinyData())
+    assert "bias/not_on_top" not in run.callback_metrics
+    rates = [run.callback_metrics[f"bias/wrong_rate/{label}"].item() for label in range(CLASSES)]
+    counts = torch.bincount(TinyData().loader.dataset.tensors[1], minlength=CLASSES)
+    mean = sum(rate * count for rate, count in zip(rates, counts.tolist(), strict=True)) / 48
+    assert run.callback_metrics["bias/wrong_rate"].item() == pytest.approx(mean, rel=1e-4)
 
 
 @pytest.mark.parametrize("bias", ["drop", "none"])
