@@ -30,7 +30,7 @@ def root(tmp_path):
 
 
 def data(root, **kwargs):
-    options = {"val_split": 4, "batch_size": 5, "image_size": 32, "resize": 36, "num_workers": 0, "views": 3}
+    options = {"val_split": 4, "batch_size": 5, "image_size": 32, "resize": 36, "num_workers": 0, "views": 3, "decoder": "pillow"}
     return ImageNetDataModule(str(root), **{**options, **kwargs})
 
 
@@ -75,7 +75,7 @@ def test_training_sees_the_numbered_views_and_each_is_a_crop_of_its_seed(root, t
     assert torch.equal(other.joined("image"), seen.joined("image"))
     for i in (0, 7, 20):  # by torchvision alone
         torch.manual_seed(int(random_bits(0, int(view[i]), index[i : i + 1])))
-        image = decoded(source.files.folders.paths[index[i]])
+        image = decoded(source.files.images.found.paths[index[i]])
         crop = v2.functional.pil_to_tensor(v2.RandomHorizontalFlip()(v2.RandomResizedCrop(32)(image)))
         assert torch.equal(source.normalized(crop[None])[0], seen.joined("image")[i])
 
@@ -90,7 +90,7 @@ def test_views_follow_from_seed_image_and_number_alone(root):
     assert torch.equal(image, other.numbered_images(index, view))
     batches = list(one.numbered_batches(index, view, 3, torch.device("cpu")))
     assert torch.equal(torch.cat([batch[2] for batch in batches]), image)
-    plain = one.test_view(decoded(one.files.folders.paths[17]))
+    plain = one.test_view(decoded(one.files.images.found.paths[17]))
     assert torch.equal(image[3], one.normalized(plain[None])[0])
     assert one.fingerprint() == other.fingerprint()
     assert data(root, views=None).view_count is None

@@ -112,4 +112,5 @@ def collate(samples: Any) -> Batch:
     if isinstance(samples, Batch):
         return samples
     images, *numbers = zip(*samples, strict=True)
-    return Batch(torch.stack(images), *map(torch.tensor, numbers))
+    channels_last = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)  # as decoders yield
+    return Batch(channels_last, *map(torch.tensor, numbers))

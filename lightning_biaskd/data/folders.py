@@ -76,7 +76,9 @@ def class_folders(folder: Path) -> ClassFolders:
     return found
 
 
-def check_same_classes(train: Path, train_classes: list[str], test: Path, test_classes: list[str]) -> None:
+def check_same_classes(
+    train: str | Path, train_classes: Sequence[str], test: str | Path, test_classes: Sequence[str]
+) -> None:
     """Checks that both splits have the same class folders.
 
     Raises:

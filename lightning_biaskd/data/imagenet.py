@@ -1,4 +1,4 @@
-"""ImageNet, or any data set with the same layout: one folder per class."""
+"""ImageNet, or any data set with the same layout: one folder per class, or shards."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 
 from lightning_biaskd.data.batch import SeededViews
-from lightning_biaskd.data.decoding import decoded
+from lightning_biaskd.data.crops import RandomResizedCrop
+from lightning_biaskd.data.decoding import Decoder, decode, installed_decoder
+from lightning_biaskd.data.encoded import EncodedImages, Format, opened
 from lightning_biaskd.data.file_views import FileViews, View
-from lightning_biaskd.data.folders import ClassFolders, check_same_classes, class_folders, readable_names
+from lightning_biaskd.data.folders import check_same_classes, readable_names
 from lightning_biaskd.data.numbered import checked_views
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.files import fingerprint
 
 
 class ImageNetDataModule(FileViews):
@@ -28,6 +31,9 @@ class ImageNetDataModule(FileViews):
     out of ``train`` by ``val_split``. Augmentation is the usual one: training uses mirrored crops of random size and
     position, and evaluation the centre ``image_size / resize`` of the image. The number of classes is the number of
     folders. Images are decoded as in torchvision's loader, see :func:`~lightning_biaskd.data.decoding.decoded`.
+
+    ``biaskd prepare`` stores the images once in the size that training needs, which makes decoding several times
+    faster, as folders or as litdata shards.
 
     Args:
         root: folder with ``train`` and ``val``. If it has a ``words.txt`` or ``LOC_synset_mapping.txt``, class names
@@ -49,9 +55,13 @@ class ImageNetDataModule(FileViews):
         prefetch_factor: batches that each worker prepares ahead; ``None`` for torch's default.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
+        format: what ``train`` and ``val`` hold: class folders, shards of litdata, or tar files of webdataset.
+        decoder: of JPEG files; ``None`` for torchcodec if it is installed and Pillow otherwise. Both decode the same
+            pixels. Pillow's views are those of torchvision's transforms bit by bit, and torchcodec's differ from them
+            by at most 1 in 255, because they are resized as tensors.
 
     Raises:
-        UserError: the folders are missing or differ in their classes, or an image cannot be read.
+        UserError: the folders are missing or differ in their classes, an image cannot be read, or a package is missing.
     """
 
     def __init__(
@@ -71,6 +81,8 @@ class ImageNetDataModule(FileViews):
         prefetch_factor: int | None = None,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
+        format: Format = "folders",
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__(root, batch_size, val_split, seed, augment, num_workers, mix=mix, drop_last=drop_last)
         self.image_size = image_size
@@ -79,8 +91,10 @@ class ImageNetDataModule(FileViews):
             raise UserError(f"repeats={repeats} shows no image: give 1 at least")
         self.repeats = repeats
         self.prefetch_factor = prefetch_factor
+        self.format = format
+        self.decoder = installed_decoder(decoder)
         self.mean, self.std = checked_normalisation(mean, std)
-        crops: list[Any] = [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
+        crops: list[Any] = [RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
         centre: list[Any] = [v2.Resize(side_before_crop(image_size, resize), antialias=True), v2.CenterCrop(image_size)]
         self.train_view = v2.Compose([*(crops if augment else centre), v2.PILToTensor()])
         self.test_view = v2.Compose([*centre, v2.PILToTensor()])
@@ -90,34 +104,37 @@ class ImageNetDataModule(FileViews):
         return image
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any]]:
-        train, test = class_folders(Path(self.root, "train")), class_folders(Path(self.root, "val"))
-        check_same_classes(Path(self.root, "train"), train.classes, Path(self.root, "val"), test.classes)
+        train, test = (opened(self.root, split, self.format) for split in ("train", "val"))
+        check_same_classes(f"{self.root}/train", train.classes, f"{self.root}/val", test.classes)
         self.num_classes, self.class_names = len(train.classes), readable_names(Path(self.root), train.classes)
-        kept, held_out = self.split(len(train.paths))
-        self.files = _Files(train, self.train_view)
+        kept, held_out = self.split(len(train))
+        self.files = _Files(train, self.decoder, self.train_view)
         training = SeededViews(self.files, kept, self.view_count, self.seed)
-        val = Subset(_Files(train, self.test_view), held_out.tolist()) if len(held_out) else None
-        return training, val, _Files(test, self.test_view)
+        val = Subset(_Files(train, self.decoder, self.test_view), held_out.tolist()) if len(held_out) else None
+        return training, val, _Files(test, self.decoder, self.test_view)
 
 
 class _Files(Dataset[Any]):
-    def __init__(self, folders: ClassFolders, view: View) -> None:
-        self.folders = folders
+    def __init__(self, images: EncodedImages, decoder: Decoder, view: View) -> None:
+        self.images = images
+        self.decoder = decoder
         self.view = view
 
     def __len__(self) -> int:
-        return len(self.folders.paths)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        return torch.as_tensor(self.view(self.decoded(index))), self.folders.labels[index], index
+        content, label, name = self.images[index]
+        return torch.as_tensor(self.view(decode(content, name, self.decoder))), label, index
 
-    def decoded(self, index: int) -> Image.Image:
+    def decoded(self, index: int) -> Image.Image | Tensor:
         """The image with the given index."""
-        return decoded(self.folders.paths[index])
+        content, _, name = self.images[index]
+        return decode(content, name, self.decoder)
 
     def fingerprint(self) -> str:
-        """Identifies the images."""
-        return self.folders.fingerprint()
+        """Identifies the images and who decodes them."""
+        return fingerprint(self.decoder, self.images.fingerprint())
 
 
 def side_before_crop(image_size: int, resize: int | None) -> int:

@@ -144,7 +144,7 @@ def test_files_are_those_of_torchvision_in_its_order(tmp_path):
         (tmp_path / "train" / "cat" / hidden).write_bytes(b"\0\5\26\7")
     (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
     (tmp_path / "train" / "cat" / "notes.txt").touch()
-    found = opened(tmp_path).train_set.dataset.dataset.folders
+    found = opened(tmp_path).train_set.dataset.images.found
     usual = ImageFolder(
         str(tmp_path / "train"),
         is_valid_file=lambda path: path.lower().endswith("g") and "._" not in path,
