@@ -30,7 +30,15 @@ def root(tmp_path):
 
 
 def data(root, **kwargs):
-    options = {"val_split": 4, "batch_size": 5, "image_size": 32, "resize": 36, "num_workers": 0, "views": 3, "decoder": "pillow"}
+    options = {
+        "val_split": 4,
+        "batch_size": 5,
+        "image_size": 32,
+        "resize": 36,
+        "num_workers": 0,
+        "views": 3,
+        "decoder": "pillow",
+    }
     return ImageNetDataModule(str(root), **{**options, **kwargs})
 
 

@@ -168,9 +168,10 @@ def command_line(cli_class: type[BiasKDCLI], arguments: list[str], **kwargs: Any
             "prog": "biaskd",
             "description": lightning_biaskd.__doc__,
             "version": lightning_biaskd.__version__,
-            "epilog": "Three more commands: biaskd compare -c MATRIX.yaml runs a matrix of trainings and reports on "
-            "it; biaskd list prints the names of methods, networks, data, callbacks and configuration files; biaskd "
-            "words prints every word, for the completion of the shell.",
+            "epilog": "Four more commands: biaskd compare -c MATRIX.yaml runs a matrix of trainings and reports on "
+            "it; biaskd prepare FOLDER OUTPUT stores images in the size that training needs; biaskd list prints the "
+            "names of methods, networks, data, callbacks and configuration files; biaskd words prints every word, for "
+            "the completion of the shell.",
         },
     }
     return cli_class(

@@ -11,6 +11,7 @@ from lightning_biaskd.command_line.complaints import explained, fail
 from lightning_biaskd.command_line.config_files import check_configs
 from lightning_biaskd.command_line.listing import list_names
 from lightning_biaskd.command_line.parser import BiasKDCLI, command_line
+from lightning_biaskd.command_line.preparation import prepare_images
 from lightning_biaskd.command_line.shipped import with_config
 from lightning_biaskd.command_line.words import words
 
@@ -44,6 +45,8 @@ def run(
         check_configs(arguments)
         if arguments[:1] == ["list"]:
             list_names(arguments[1:])
+        elif arguments[:1] == ["prepare"]:
+            prepare_images(arguments[1:])
         elif arguments[:1] == ["words"]:
             print(*words(cli_class), sep="\n")
         elif arguments and arguments[0] in (further or {}):

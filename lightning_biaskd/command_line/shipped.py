@@ -18,7 +18,7 @@ QUICKSTART = CONFIGS / "quickstart.yaml"
 
 def with_config(arguments: list[str]) -> list[str]:
     """Finds shipped files by their name in the repository, and puts in a configuration where none is given."""
-    if not arguments or arguments[0].startswith("-") or arguments[0] in ("list", "words"):
+    if not arguments or arguments[0].startswith("-") or arguments[0] in ("list", "prepare", "words"):
         return arguments
     arguments = [_at_home(argument) for argument in arguments]
     flags = [argument.partition("=")[0] for argument in arguments]

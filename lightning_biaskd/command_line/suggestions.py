@@ -35,7 +35,7 @@ def meant(message: str) -> str:
         hints = [_hint(word, _options()) for word in words if word not in _options()]
         return next(filter(None, hints), "")
     if found := re.search(r"invalid choice: '(\w+)'", message):
-        return _hint(found[1], ["fit", "validate", "test", "predict", "compare", "list", *_public(Commands)])
+        return _hint(found[1], ["fit", "validate", "test", "predict", "compare", "list", "prepare", *_public(Commands)])
     return ""
 
 

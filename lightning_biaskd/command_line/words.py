@@ -28,7 +28,7 @@ def words(cli_class: type[BiasKDCLI] = BiasKDCLI) -> list[str]:
     Args:
         cli_class: whose commands and options they are.
     """
-    found = {"compare", "list", "words", *chain(*names().values()), *map(_name, _MODULES)}
+    found = {"compare", "list", "prepare", "words", *chain(*names().values()), *map(_name, _MODULES)}
     found |= {f"--model.{name}" for kind in _MODULES for name in _arguments(kind)}
     data = [getattr(lightning_biaskd.data, name) for name in names()["data"]]
     found |= {f"--data.{name}" for kind in data for name in _arguments(kind)}

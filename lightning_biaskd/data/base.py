@@ -85,7 +85,7 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
             raise UserError(f"batch_size={batch_size}: a batch holds one image at least")
         if not isinstance(augment, bool):
             raise UserError(f"augment={augment!r}: choose true or false")
-        self.root = str(Path(root).expanduser())
+        self.root = root if "://" in root else str(Path(root).expanduser())
         self.batch_size = batch_size
         self.val_split = val_split
         self.seed = seed

@@ -19,7 +19,7 @@ SUFFIXES = (  # torchvision's, and further ones that Pillow reads
     *(".gif", ".jfif", ".jpe", ".jp2", ".avif", ".tga"),
 )
 _SIZES = 1 << 16
-_NAME_FILES = ("LOC_synset_mapping.txt", "words.txt")
+NAME_FILES = ("LOC_synset_mapping.txt", "words.txt")
 
 
 class ClassFolders(NamedTuple):
@@ -102,7 +102,7 @@ def readable_names(root: Path, classes: Sequence[str]) -> list[str]:
     classes have the same name, the folder's name is added.
     """
     named: dict[str, str] = {}
-    for name in _NAME_FILES:
+    for name in NAME_FILES:
         if (root / name).is_file():
             lines = (line.split(None, 1) for line in (root / name).read_text("utf-8", "replace").splitlines())
             named = {words[0]: words[1].split(",")[0].strip() for words in lines if len(words) == 2}

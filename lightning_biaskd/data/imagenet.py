@@ -16,10 +16,11 @@ from torchvision.transforms import v2
 from lightning_biaskd.data.batch import SeededViews
 from lightning_biaskd.data.crops import RandomResizedCrop
 from lightning_biaskd.data.decoding import Decoder, decode, installed_decoder
-from lightning_biaskd.data.encoded import EncodedImages, Format, opened
+from lightning_biaskd.data.encoded import EncodedImages, opened
 from lightning_biaskd.data.file_views import FileViews, View
 from lightning_biaskd.data.folders import check_same_classes, readable_names
 from lightning_biaskd.data.numbered import checked_views
+from lightning_biaskd.data.prepared import Format
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import fingerprint
 
