@@ -85,7 +85,7 @@ def test_an_interrupted_command_goes_on_and_its_output_is_refused_until_then(sou
     whole = prepare(str(source), str(tmp_path / "whole"), format, 100, num_workers=1, shard_size=4)
     assert whole.images == {"train": 19, "val": 9}
     parts, at_once = (opened(tmp_path / name, format=format) for name in ("out", "whole"))
-    assert contents(parts.train_set.dataset.images) == contents(at_once.train_set.dataset.dataset.images)
+    assert contents(parts.train_set.dataset.images) == contents(at_once.train_set.dataset.images)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -188,6 +188,18 @@ def test_shards_of_ones_own_need_a_list_of_classes(source, tmp_path):
     (tmp_path / "out" / "train" / "index.json").unlink()
     with pytest.raises(UserError, match="can't be read as litdata shards"):
         opened(tmp_path / "out", format="litdata")
+
+
+@litdata
+def test_shards_are_read_from_a_store_as_from_a_folder(source, tmp_path):
+    prepare(str(source), str(tmp_path / "out"), "litdata", 100, num_workers=0, shard_size=5)
+    local, remote = (
+        opened(f"{store}{tmp_path / 'out'}", format="litdata", num_workers=1) for store in ("", "local://")
+    )
+    assert remote.class_names == ["cat", "dog", "eel"]  # words.txt is only read from a folder
+    assert remote.files.fingerprint() == local.files.fingerprint()
+    for batch, other in zip(remote.train_dataloader(), local.train_dataloader(), strict=True):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(batch[:3], other[:3], strict=True))
 
 
 def test_formats_are_named(source):
