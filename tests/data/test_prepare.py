@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import tarfile
+from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from data_files import write_folders
 from PIL import Image
+from processes import process_group, spawn
 
 from lightning_biaskd import UserError
 from lightning_biaskd.__main__ import main
@@ -17,7 +20,8 @@ from lightning_biaskd.data import prepare as preparing
 from lightning_biaskd.data.prepare import prepare
 
 litdata = pytest.mark.skipif(importlib.util.find_spec("litdata") is None, reason="litdata isn't installed")
-FORMATS = ["folders", pytest.param("litdata", marks=litdata)]
+PREPARED = ["folders", pytest.param("litdata", marks=litdata)]
+FORMATS = ["folders", "litdata", "webdataset"]
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def contents(images):
     return sorted((content, label) for content, label, _ in (images[index] for index in range(len(images))))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", PREPARED)
 def test_larger_images_are_scaled_and_others_copied(source, tmp_path, format):
     header = prepare(str(source), str(tmp_path / "out"), format, 100, num_workers=0, shard_size=8)
     assert (header.images, header.classes) == ({"train": 19, "val": 9}, ["cat", "dog", "eel"])
@@ -60,7 +64,7 @@ def test_larger_images_are_scaled_and_others_copied(source, tmp_path, format):
         prepare(str(source), str(tmp_path / "out"), format, 100, 80, num_workers=0)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", PREPARED)
 def test_an_interrupted_command_goes_on_and_its_output_is_refused_until_then(source, tmp_path, format, monkeypatch):
     done = []
 
@@ -88,7 +92,7 @@ def test_an_interrupted_command_goes_on_and_its_output_is_refused_until_then(sou
     assert contents(parts.train_set.dataset.images) == contents(at_once.train_set.dataset.images)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", PREPARED)
 def test_a_damaged_image_is_named_and_left_out_by_choice(source, tmp_path, format):
     damaged = source / "train" / "eel" / "2.jpg"
     damaged.write_bytes(damaged.read_bytes()[:300])
@@ -200,6 +204,39 @@ def test_shards_are_read_from_a_store_as_from_a_folder(source, tmp_path):
     assert remote.files.fingerprint() == local.files.fingerprint()
     for batch, other in zip(remote.train_dataloader(), local.train_dataloader(), strict=True):
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(batch[:3], other[:3], strict=True))
+
+
+def batches_of_rank(rank, folder, world):
+    """Saves what a rank sees of an epoch, from its beginning and after a batch."""
+    with process_group(rank, world, folder):
+        for format, done in product(FORMATS, (0, 1)):
+            data = opened(folder / format, format=format, num_workers=1, batch_size=6 // world)
+            data.trainer = SimpleNamespace(world_size=world, global_rank=rank)
+            loader = data.train_dataloader()
+            loader.load_state_dict({**loader.state_dict(), "epoch": 1, "batches": done})
+            loader.sampler.set_epoch(1)
+            batches = [(batch.index, batch.image) for batch in loader]
+            torch.save(batches, folder / f"{format}_{world}_{rank}_{done}.pt")
+
+
+@litdata
+def test_two_ranks_see_what_one_sees_of_every_format_also_after_a_resume(tmp_path):
+    write_folders(tmp_path / "folders")
+    prepare(str(tmp_path / "folders"), str(tmp_path / "litdata"), "litdata", num_workers=0, shard_size=5)
+    for split in ("train", "val"):
+        write_tars(tmp_path / "folders", tmp_path / "webdataset", split)
+    for world in (1, 2):
+        (tmp_path / "store").unlink(missing_ok=True)
+        spawn(batches_of_rank, (tmp_path, world), world)
+    for format in FORMATS:
+        one = torch.load(tmp_path / f"{format}_1_0_0.pt")
+        assert sorted(torch.cat([index for index, _ in one]).tolist()) == list(range(18))
+        for done in (0, 1):
+            both = [torch.load(tmp_path / f"{format}_2_{rank}_{done}.pt") for rank in range(2)]
+            for (index, image), *parts in zip(one[done:], *both, strict=True):
+                indices, images = (torch.cat(values) for values in zip(*parts, strict=True))
+                assert sorted(indices.tolist()) == sorted(index.tolist())
+                assert torch.equal(images[indices.argsort()], image[index.argsort()])
 
 
 def test_formats_are_named(source):
