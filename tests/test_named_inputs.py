@@ -131,6 +131,22 @@ def test_a_text_classifier_is_exported_as_weights(tmp_path):
         export_student(student, tmp_path / "student.onnx", inputs)
 
 
+@pytest.mark.parametrize(
+    ("example", "told"),
+    [
+        ({}, "an example of each input"),
+        ({"input_ids": [[1, 2]]}, "an example of each input"),
+        ({"input_ids": torch.ones(2, 5).long(), "attention_mask": torch.ones(3, 5)}, "an example of each input"),
+        ({"input_ids": torch.full((2, 5), VOCABULARY)}, "does not take this example of input_ids"),
+        ({"input_ids": torch.rand(2, 5)}, "does not take this example of input_ids"),
+    ],
+)
+def test_an_example_that_does_not_fit_is_told(example, told, tmp_path):
+    with pytest.raises(UserError, match=told):
+        export_student(reader(4), tmp_path / "student.safetensors", example)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_exports_it_from_its_checkpoint(trainer, tmp_path):
     module = DistillationModule(reader(8), reader(16), KD())
     run = trainer(max_epochs=1)
@@ -246,3 +262,18 @@ def test_onnx_runtime_takes_no_named_inputs():
     batch = collate(REVIEWS[:4])
     with pytest.raises(UserError, match="takes images, not named tensors"):
         module.teacher({name: batch[name] for name in ("input_ids", "attention_mask")})
+
+
+def test_tokens_whose_classes_are_last_are_told(trainer):
+    class Raw(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(VOCABULARY, 3)
+
+        def forward(self, input_ids):
+            return self.embedding(input_ids)
+
+    batch = {"input_ids": torch.ones(2, 5).long(), "labels": torch.zeros(2, 5).long()}
+    loader = DataLoader([batch], batch_size=None)
+    with pytest.raises(UserError, match=r"logits \(2, 5, 3\) for labels \(2, 5\): give the classes before the tokens"):
+        trainer().fit(DistillationModule(Raw(), Raw()), loader, loader)

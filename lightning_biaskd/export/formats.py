@@ -35,11 +35,14 @@ class Exported(nn.Module):
         self.network = untapped(network).cpu().float().requires_grad_(False)
         self.pixels = pixels
         self.convert = None
-        self.named = None if isinstance(input_spec, InputSpec) else converted(input_spec, None, torch.device("cpu"))
+        self.named: Input | None = None
         if not isinstance(input_spec, InputSpec):
+            self.named = converted(_checked(input_spec), None, torch.device("cpu"))
+            self.given = f"this example of {', '.join(input_spec)}"
             self.eval()
             return
         self.shape = input_spec.shape
+        self.given = f"images of shape {self.shape}"
         if pixels != "normalized":
             channels, greatest = input_spec.channels, {"unit": 1, "uint8": 255}[pixels]
             given = InputSpec([0.0] * channels, [1 / greatest] * channels)
@@ -53,10 +56,10 @@ class Exported(nn.Module):
         """Of the logits."""
         try:
             return int(self(self.example(1)).shape[1])
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             raise UserError(
-                f"{type(self.network).__name__} does not take images of shape {self.shape} ({error}): input_spec must "
-                "say what it was trained to see"
+                f"{type(self.network).__name__} does not take {self.given} ({error}): input_spec must say what it was "
+                "trained to see"
             ) from error
 
     def example(self, size: int) -> Input:
@@ -98,6 +101,15 @@ class ONNXNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         (logits,) = self.session.run(None, {"image": image.detach().cpu().numpy()})
         return torch.from_numpy(logits).to(image.device)
+
+
+def _checked(example: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    rows = {len(value) if isinstance(value, Tensor) and value.ndim else 0 for value in example.values()}
+    if len(rows) != 1 or 0 in rows:
+        raise UserError(
+            "input_spec needs an example of each input: tensors by name, with one row for each text or image"
+        )
+    return example
 
 
 def _captured(exported: Exported, capture: Callable[..., Any]) -> Any:

@@ -42,6 +42,11 @@ def check_labels(
         raise UserError(
             f"{network} gives logits {tuple(logits.shape)} for labels {tuple(target.shape)}: give labels ({wanted})"
         )
+    if not mixed and logits.ndim == 3 and target.shape[1:] != logits.shape[2:]:
+        raise UserError(
+            f"{network} gives logits {tuple(logits.shape)} for labels {tuple(target.shape)}: give the classes before "
+            "the tokens, (B, C, L), or return an object or dict that holds them as 'logits', (B, L, C)"
+        )
     if mixed or not may_read(target, batch_idx):
         return
     known = target if ignore_index is None else target[target != ignore_index]
