@@ -91,7 +91,10 @@ class Commands(Trainer):
             The path of the file.
         """
         if not isinstance(model, ClassificationModule):
-            raise UserError(f"{type(model).__name__} is no ClassificationModule: call export_student on its network")
+            raise UserError(
+                f"{type(model).__name__} is no ClassificationModule, whose networks alone are exported: call "
+                "load_weights(network, checkpoint) for its weights"
+            )
         if ckpt_path is None:
             raise UserError("name the checkpoint to export: --ckpt_path runs/…/checkpoints/last.ckpt")
         file = locate(ckpt_path)
