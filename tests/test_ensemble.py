@@ -337,6 +337,9 @@ def test_teachers_that_are_no_list_of_different_networks_are_refused():
     ):
         with pytest.raises(UserError, match=told):
             EnsembleTeacher(teachers)
+    mapped = FrozenTeacher(network(), classes=ClassMap(range(CLASSES)))
+    with pytest.raises(UserError, match="one has its own classes"):
+        DistillationModule(network(), EnsembleTeacher([network(), mapped]), teacher_classes=list(range(CLASSES)))
     maps = [nn.Conv2d(1, 3, 1), nn.Conv2d(1, 3, 3)]
     with pytest.raises(UserError, match="they need maps of one size"):
         EnsembleTeacher(maps)(torch.zeros(1, 1, 6, 6))

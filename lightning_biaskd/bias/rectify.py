@@ -106,8 +106,8 @@ def rectify(
     where :math:`\beta = \eta / (p_{\hat y} - p_y + 1)`. ``swap`` and ``blend`` are figures 3(b) and 3(c) of the paper
     (arXiv 2412.09874), ``onehot`` is its scripts' second variant, ``revise`` is Label Revision (arXiv 2404.03693).
 
-    ``swap``, ``onehot`` and ``revise`` always put the label on top. ``blend`` does not: where a third class is nearly
-    as likely as the first and the label very unlikely, the label stays below the third class.
+    In full, ``swap``, ``onehot`` and ``revise`` always put the label on top. ``blend`` does not: where a third class is
+    nearly as likely as the first and the label very unlikely, the label stays below the third class.
 
     Args:
         probs: (B, C) distributions.

@@ -25,7 +25,8 @@ class DistillationToken(Wrapper):
 
     In training mode, :math:`z^S` are the logits of cross-entropy and of other methods in the same sum. In evaluation
     and deployment they are the network's own, in which timm and transformers average both heads. ``train/acc1`` is
-    thus the accuracy of the class head.
+    thus the accuracy of the class head, and ``trust`` and ``label_trust`` of a strategy compare that head with the
+    teacher.
 
     The names of the heads are those of timm's ``deit_*_distilled``, ``pit_*_distilled``, LeViT and EfficientFormer.
     For ``DeiTForImageClassificationWithTeacher`` of transformers, they are ``cls_classifier`` and

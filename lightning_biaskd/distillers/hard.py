@@ -34,7 +34,8 @@ class Hard(Distiller):
 
     There it has the same weight as cross-entropy. In :class:`DistillationToken` it trains the second head of a DeiT.
     Only the teacher's first class counts. So where the strategy makes the label that class, as ``swap``, ``onehot`` and
-    ``revise`` do, the student learns the label.
+    ``revise`` do in full, the student learns the label. If ``label_trust`` makes less of a correction, the teacher's
+    class may stay the first.
     """
 
     soft_labels = True

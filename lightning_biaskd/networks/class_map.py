@@ -19,8 +19,8 @@ class ClassMap(nn.Module):
     A class that the network doesn't know gets a logit 100 below the smallest known one. Its tempered probability is
     close to zero (:math:`e^{-100/\tau}`, 1e-11 at τ = 4), and the ratios between the other classes stay the same. A
     teacher is therefore wrong on every image of an unknown class, and the strategy treats it as any other mistake.
-    Methods that standardise logits over the classes, and rectification with ``space="logits"``, need a teacher that
-    knows all classes, because one logit so far off hides the differences between the others.
+    Methods that standardise logits over the classes or the batch, and rectification with ``space="logits"``, need a
+    teacher that knows all classes, because one logit so far off hides the differences between the others.
 
     Args:
         index: for each of the data set's C classes, the index of the network's output for it, or -1 for none. Outputs

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import fingerprint
+from lightning_biaskd.networks.inputs import InputSpec
 from lightning_biaskd.networks.members import Members, Weights, mixture, uniform
 from lightning_biaskd.networks.named_inputs import Input
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
-from lightning_biaskd.teachers.backends import Backend
+from lightning_biaskd.teachers.backends import Backend, Precision
 from lightning_biaskd.teachers.frozen import FrozenTeacher
 
 
@@ -100,12 +101,23 @@ class EnsembleTeacher(FrozenTeacher):
             raise UserError("an ensemble of teachers has no features of its own: choose a method that reads logits")
         return self
 
-    def configured(self, weights: str | None = None, *settings: Any) -> EnsembleTeacher:
+    def configured(
+        self,
+        weights: str | None = None,
+        input: InputSpec | Literal["pretrained"] | None = None,
+        data_input: InputSpec | None = None,
+        classes: Sequence[int] | None = None,
+        backend: Backend | None = None,
+        precision: Precision | None = None,
+    ) -> EnsembleTeacher:
         """This ensemble with settings for each teacher, see :meth:`FrozenTeacher.configured`."""
         if weights is not None:
             raise UserError(
                 "several teachers can't share teacher_weights: name each as FrozenTeacher with its model and weights"
             )
+        if classes is not None and any(teacher.classes is not None for teacher in self.members):
+            raise UserError("teacher_classes are for all teachers, and one has its own classes: give only one of both")
+        settings = input, data_input, classes, backend, precision
         teachers = [teacher.configured(None, *settings) for teacher in self.members]
         return EnsembleTeacher(teachers, self.weights, self.temperature)
 
