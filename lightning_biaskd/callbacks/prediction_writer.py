@@ -140,7 +140,7 @@ def _rows(index: Tensor, label: Tensor, probability: Tensor) -> Iterator[list[An
 
 
 def _write_parquet(path: Path, index: Tensor, label: Tensor, probability: Tensor) -> None:
-    from pyarrow import Table, array, parquet  # type: ignore[import-not-found]
+    from pyarrow import Table, array, parquet
 
     labels = array([None if y < 0 else y for y in label.tolist()])
     columns = [index.numpy(), labels, probability.argmax(1).numpy(), *probability.T.contiguous().numpy()]
