@@ -66,6 +66,11 @@ def _over_bare(name: str, bare: str = "the same losses, bare") -> str:
     return f"{1000 * (seconds[name] - seconds[bare]):.2f}"
 
 
+def _faster(*names: str) -> str:
+    found = result("decoding")["cpu"]
+    return span((found[name] / found["torchvision, ImageFolder and Pillow"] for name in names), 1)
+
+
 def _strategy() -> str:
     found = result("loss")
     modes = [found[name]["64x100"]["seconds"] for name in found if name.startswith("KD, ")]
@@ -102,6 +107,11 @@ FIGURES: dict[str, Callable[[], str]] = {
     "input 64": lambda: f"{result('input')['64']['ratio']:.0f}",
     "input 1024": lambda: f"{result('input')['1024']['ratio']:.0f}",
     "input ms": lambda: f"{1000 * result('input')['64']['ours']:.1f}",
+    "decoding torchcodec": lambda: _faster("photos, torchcodec"),
+    "decoding prepared": lambda: _faster("prepared folders, torchcodec", "prepared litdata, torchcodec"),
+    "evaluation torchcodec": lambda: "{:.0f} of 255 at most, and {:.3f} on average".format(
+        *result("decoding")["evaluation"]["torchcodec"]
+    ),
     "module": lambda: _over_bare("DistillationModule"),
     "self.log": lambda: _over_bare("seven values by self.log in every step"),
     "BiasMonitor": lambda: _over_bare("DistillationModule with BiasMonitor", "DistillationModule"),

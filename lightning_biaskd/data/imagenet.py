@@ -59,7 +59,7 @@ class ImageNetDataModule(FileViews):
         format: what ``train`` and ``val`` hold: class folders, shards of litdata, or tar files of webdataset.
         decoder: of JPEG files; ``None`` for torchcodec if it is installed and Pillow otherwise. Both decode the same
             pixels. Pillow's views are those of torchvision's transforms bit by bit, and torchcodec's differ from them
-            by at most 1 in 255, because they are resized as tensors.
+            by rounding, 1 or 2 of 255, because they are resized as tensors.
 
     Raises:
         UserError: the folders are missing or differ in their classes, an image cannot be read, or a package is missing.

@@ -158,6 +158,10 @@ def test_tar_files_of_webdataset_give_what_their_folders_give(source, tmp_path):
     assert data.class_names == ["cat", "dog", "eel"]
     for batch, other in zip(batches, expected, strict=True):
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(batch[:3], other[:3], strict=True))
+    data, folders = opened(tmp_path / "tars", format="webdataset", views=2), opened(source, views=2)
+    numbered = torch.tensor([3, 3, 9]), torch.tensor([0, 1, 2])  # what a cache of the teacher asks for
+    assert torch.equal(data.numbered_images(*numbered), folders.numbered_images(*numbered))
+    assert data.fingerprint() != folders.fingerprint()
 
 
 def test_tar_files_without_labels_or_of_other_classes_are_refused(source, tmp_path):
