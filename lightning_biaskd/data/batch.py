@@ -95,16 +95,22 @@ class SeededViews(Dataset[Any]):
         return len(self.index)
 
     def __getitem__(self, item: int) -> Any:
-        repeat, item = divmod(item, len(self))
-        index = self.index[item : item + 1]
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: list[int]) -> list[Any]:
+        place = torch.tensor(items)
+        index, repeat = self.index[place % len(self)], place // len(self)
         seed, epoch = self._seed_and_epoch.tolist()
         bits = random_bits(seed, epoch, index + (repeat << 40))
-        number: tuple[int, ...] = ()
+        numbers: list[tuple[int, ...]] = [()] * len(items)
         if self.views is not None:
-            number = (int(bits % self.views),)
-            bits = random_bits(self.seed, number[0], index)
-        with drawing_from(int(bits)):
-            return *self.dataset[int(index)], *number
+            view = bits % self.views
+            bits, numbers = random_bits(self.seed, view, index), [(number,) for number in view.tolist()]
+        samples = []
+        for image, drawn, number in zip(index.tolist(), bits.tolist(), numbers, strict=True):
+            with drawing_from(drawn):
+                samples.append((*self.dataset[image], *number))
+        return samples
 
 
 def collate(samples: Any) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -59,15 +59,15 @@ def decode(content: bytes, name: str, decoder: Decoder) -> Image.Image | Tensor:
     Raises:
         UserError: as for :func:`decoded`.
     """
-    with _blamed(name), Image.open(BytesIO(content)) as file:
-        if decoder == "torchcodec" and file.format == "JPEG" and _upright(file):
-            from torchcodec.decoders import decode_jpeg
+    if decoder == "torchcodec" and _is_plain_jpeg(content):
+        from torchcodec.decoders import decode_jpeg
 
-            try:
-                pixels: Tensor = decode_jpeg(content)
-                return pixels
-            except RuntimeError:
-                pass  # Pillow says in plain words what is wrong
+        try:
+            pixels: Tensor = decode_jpeg(content)
+            return pixels
+        except RuntimeError:
+            pass  # Pillow says in plain words what is wrong
+    with _blamed(name), Image.open(BytesIO(content)) as file:
         return _colours(file, name)
 
 
@@ -109,6 +109,27 @@ def _blamed(path: str | Path) -> Iterator[None]:
         raise UserError(
             f"the image '{path}' can't be used ({reason[0]}): replace it, convert it to 8 bits, or remove it"
         ) from None
+
+
+def _is_plain_jpeg(content: bytes) -> bool:
+    """Whether this is a JPEG file of one upright image that is not too large.
+
+    Only the headers of the file's segments are read, which takes a tenth of the time that Pillow takes to open it.
+    """
+    if content[:2] != b"\xff\xd8":
+        return False
+    place = 2
+    while content[place : place + 1] == b"\xff" and place + 9 < len(content):
+        kind, size = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
+        if kind in (0xE1, 0xE2) and content[place + 4 : place + 8] in (b"Exif", b"MPF\0"):
+            with suppress(Exception), Image.open(BytesIO(content)) as file:
+                return file.format == "JPEG" and _upright(file)
+            return False  # Pillow says what is wrong
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(content[place + i : place + i + 2], "big") for i in (5, 7))
+            return height * width <= (Image.MAX_IMAGE_PIXELS or height * width)
+        place += 2 + size
+    return False
 
 
 def _upright(file: Image.Image) -> bool:

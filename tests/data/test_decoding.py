@@ -19,6 +19,8 @@ torchcodec = pytest.mark.skipif(importlib.util.find_spec("torchcodec") is None, 
 SMOOTH = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)).resize((340, 300))
 ROTATED = Image.Exif()
 ROTATED[0x0112] = 6
+UPRIGHT = Image.Exif()
+UPRIGHT[0x0112] = 1
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +35,7 @@ def encoded(image, kind="JPEG", **kwargs):
 
 
 @torchcodec
-@pytest.mark.filterwarnings("ignore:.*orientation in its EXIF")
+@pytest.mark.filterwarnings("ignore:.*(orientation in its EXIF|holds several images)")
 @pytest.mark.parametrize(
     ("content", "tensor"),
     [
@@ -43,6 +45,9 @@ def encoded(image, kind="JPEG", **kwargs):
         (encoded(SMOOTH.convert("CMYK")), True),
         (encoded(SMOOTH) + b"more", True),
         (encoded(SMOOTH, exif=ROTATED), False),  # torchcodec would turn it
+        (encoded(SMOOTH, exif=Image.Exif()), True),
+        (encoded(SMOOTH, exif=UPRIGHT, comment=b"x" * 999), True),
+        (encoded(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH]), False),
         (encoded(SMOOTH, "PNG"), False),
         (encoded(SMOOTH, "GIF"), False),
     ],
