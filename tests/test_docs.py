@@ -75,7 +75,7 @@ COMMANDS = {
     for page, text in PAGES.items()
     for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     for line in block.replace("\\\n", " ").splitlines()
-    if re.search(r"biaskd [a-z]", line.split(" #")[0])
+    if re.search(r"biaskd (?!prepare)[a-z]", line.split(" #")[0])  # which has no configuration to print
 }
 
 

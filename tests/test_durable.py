@@ -311,11 +311,11 @@ class Remembers(KD):
     def forward(self, student, teacher, target, keep=None):
         self.memory[self.step] = student.logits.detach().mean()
         self.step += 1
-        return super().forward(student, teacher, target, keep)
+        return torch.nan * super().forward(student, teacher, target, keep)
 
 
 def test_a_step_that_is_left_out_is_in_no_memory(trainer):
-    module = DistillationModule(network(), network(), Remembers(), bias=None, kd_weight=float("nan"))
+    module = DistillationModule(network(), network(), Remembers(), bias=None)
     with pytest.warns(UserWarning, match="the step is left out"):
         trainer(callbacks=[NaNGuard(skip=True)], limit_val_batches=0).fit(module, TinyData())
     assert module.distiller.step == 0

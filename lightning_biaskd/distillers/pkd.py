@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_biaskd.distributed.gather import total
 from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, same_size
 from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
@@ -36,9 +37,9 @@ def pkd_loss(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Te
 
 def _standardised(x: Tensor, keep: Tensor | None) -> Tensor:
     kept = torch.ones_like(x[:, :1, :1, :1]) if keep is None else keep.to(x).view(-1, 1, 1, 1)
-    count = kept.sum() * x.shape[2:].numel()
-    x = x - (kept * x).sum((0, 2, 3), keepdim=True) / count.clamp_min(1)
-    square = (kept * x.square()).sum((0, 2, 3), keepdim=True) / (count - 1).clamp_min(1)
+    count = total(kept.sum() * x.shape[2:].numel())
+    x = x - total((kept * x).sum((0, 2, 3), keepdim=True)) / count.clamp_min(1)
+    square = total((kept * x.square()).sum((0, 2, 3), keepdim=True)) / (count - 1).clamp_min(1)
     deviation = square.where(square > 0, 1).sqrt().where(square > 0, 0)  # whose gradient is finite at 0
     return x / (deviation + _EPS)
 
@@ -59,7 +60,7 @@ class PKD(FeatureDistiller):
     with different numbers of channels, and a larger map is averaged to the size of the smaller; in the paper all have
     the same channels.
 
-    As in the authors' code (mmrazor), mean and deviation are of the images of one process.
+    Mean and deviation are of the images of all processes; in the authors' code (mmrazor), of those of one.
 
     Args:
         layers: the student's maps.

@@ -42,6 +42,11 @@ def gather(x: Tensor, views: int = 1) -> Tensor:
     return by_view.reshape(-1, *x.shape[1:])
 
 
+def total(x: Tensor) -> Tensor:
+    """The sum of the tensors of all ranks, with gradient to each."""
+    return gather(x[None]).sum(0)
+
+
 def own_part(joined: Tensor, views: int = 1) -> Tensor:
     """This rank's part (B, …) of what :func:`gather` joined."""
     if world_size() == 1:

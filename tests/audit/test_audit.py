@@ -212,7 +212,7 @@ def test_classes_without_views_are_told_as_unknown(report, tmp_path):
 @pytest.mark.parametrize(
     ("module", "labels", "says"),
     [
-        (lambda: ClassificationModule(network()), None, "ClassificationModule has none: name a DistillationModule"),
+        (lambda: ClassificationModule(network()), None, "not at a ClassificationModule: name a DistillationModule"),
         (lambda: DistillationModule(network(9), network(9)), None, "the teacher gives 9 classes and the data have 6"),
         (lambda: DistillationModule(network(), network()), torch.arange(48) - 1, r"labels lie .* outside \[0, 5\]"),
     ],

@@ -174,6 +174,7 @@ def test_a_missing_file_is_one_line():
 
 PAIR = "configs/pair/digits_resnet8_resnet8quarter.yaml"
 MATRICES = [*(CONFIGS / "matrix").glob("*.yaml"), *(CONFIGS / "evidence").glob("*.yaml")]
+CHECKED = 15
 
 
 @pytest.mark.parametrize(
@@ -183,11 +184,14 @@ def test_every_shipped_matrix_parses_down_to_its_runs(path):
     files = [] if "base:" in path.read_text() else ["configs/data/digits.yaml", PAIR]
     matrix, _ = parsed(["-c", str(path), *(word for file in files for word in ("-c", shipped(file)))])
     unseen = {(axis, name) for axis, names in matrix.axes.items() for name in names}
+    needed = []
     for row in matrix.expanded():
         if unseen & row.names.items():  # each name once, not each combination
             unseen -= row.names.items()
-            check(next(row.runs()).words())
+            needed.append(row)
     assert not unseen
+    for row in needed[:: -(-len(needed) // CHECKED)]:
+        check(next(row.runs()).words())
 
 
 def test_files_of_data_and_pair_are_added_to_the_base(tmp_path):
