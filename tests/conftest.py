@@ -12,8 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and tin
 
 
 def pytest_xdist_auto_num_workers():
-    """One more than there are cores: many tests wait for processes that they start."""
-    return (os.cpu_count() or 1) + 1
+    """Two more than there are cores: many tests wait for processes that they start."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.fixture(autouse=True)

@@ -11,13 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from memories import remembering, trained_for_three_steps
-from processes import launch, process_group, spawn
+from processes import process_group, spawn
 from properties import Setting, trained
 from settings import SETTINGS
 from tiny import by_gamma
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_biaskd.__main__ import main
 from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.distillers import MLKD, LogitStandardization
 
@@ -135,8 +134,7 @@ def test_without_synchronisation_it_is_another_method(same):
             assert not equal, (case, mode, normalize)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun's environment", "lightning"])
-def test_the_quickstart_runs_on_two_processes(launcher, tmp_path):
+def test_the_quickstart_runs_on_two_processes(tmp_path):
     arguments = ["fit", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
     arguments += [
         "--model.teacher_cache",
@@ -149,15 +147,11 @@ def test_the_quickstart_runs_on_two_processes(launcher, tmp_path):
         "32",
     ]
     arguments += ["--trainer.callbacks+=BiasMonitor"]
-    if launcher == "lightning":
-        command = [sys.executable, "-m", "lightning_biaskd", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-        assert run.returncode == 0, run.stderr[-3000:]
-        said = run.stdout
-    else:
-        said = "".join(launch(main, arguments, ranks=2, folder=tmp_path))
-    assert said.count("On the test images") == 1
+    command = [sys.executable, "-m", "lightning_biaskd", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("On the test images") == 1
     last = torch.load(tmp_path / "runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 2 * 18  # 1,131 images in batches of 2 x 32
     assert (tmp_path / "cache" / "filled.bin").stat().st_size == 1257 * 10 * 4

@@ -20,9 +20,9 @@ def test_fit(method, bias, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = ["configs/quickstart.yaml", f"configs/method/{method}.yaml", f"configs/bias/{bias}.yaml"]
     options = ["accelerator=cpu", "max_epochs=2", "limit_train_batches=2", "limit_val_batches=1"]
-    options += ["limit_test_batches=1", "enable_progress_bar=false"]
-    two_views = f"--data.strong_view={'two_views' in method}"
-    main(["fit", *(w for f in files for w in ("-c", f)), *(f"--trainer.{option}" for option in options), two_views])
+    options += ["enable_progress_bar=false"]
+    flags = [f"--data.strong_view={'two_views' in method}", "--test_after_fit=false"]
+    main(["fit", *(w for f in files for w in ("-c", f)), *(f"--trainer.{option}" for option in options), *flags])
     rows = list(csv.DictReader(Path("runs/quickstart/version_0/metrics.csv").read_text().splitlines()))
     losses = [float(row["train/loss_kd"]) for row in rows if row.get("train/loss_kd")]
     assert len(losses) == 2

@@ -97,10 +97,8 @@ def fit(pair, method, *arguments):
     ("pair", "method", "arguments"),
     [
         ("cifar100_resnet32x4_resnet8x4", "ofd", CIFAR),
-        ("cifar100_wrn_40_2_shufflenet_v1", "review_kd_kd", CIFAR),
         ("cifar100_wrn_40_2_shufflenet_v1", "wkd_feature", [*CIFAR, "--model.distiller.grid", "4"]),
         ("imagenet_resnet50_mobilenet_v3_small", "review_kd_kd", MOBILE),
-        ("imagenet_resnet50_mobilenet_v3_small", "crd", MOBILE),
         ("imagenet_deit_small_resnet18", "review_of_tokens.yaml", TRANSFORMER),
         ("imagenet_deit_small_resnet18", "ofd", [*TRANSFORMER, *TOKENS]),
     ],

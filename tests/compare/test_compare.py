@@ -288,23 +288,6 @@ def start():
     return Started(main, ["compare", "-c", "matrix.yaml", "--output", "out"], folder=Path.cwd())
 
 
-def test_two_processes_share_a_matrix_and_one_of_them_dies():
-    names = {name: {"model.kd_weight": weight} for weight, name in enumerate("abc", 1)}
-    write_matrix(seeds=[0], axes={"w": names}, reference={}, flags={**SHORT, "trainer.max_epochs": 8})
-    one, other = start(), start()
-    wait_for(lambda: len(list(Path("out").rglob("last.ckpt"))) >= 2, 200)
-    one.kill()
-    said = other.finished()
-    assert {name for name, _ in results()} == set("abc")
-    for path in Path("out").rglob("metrics.csv"):
-        rows = csv.DictReader(path.read_text().splitlines())
-        assert [int(row["epoch"]) for row in rows if row["train/loss"]] == list(range(8))  # no epoch is there twice
-    for result in results().values():
-        assert result["epochs"] == 8
-    assert "3 of 3 runs" in said
-    assert len(list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))) == 3
-
-
 def test_a_list_has_a_command_for_each_missing_run(capsys):
     write_matrix(seeds=[0])
     assert compare("--list") == 0
