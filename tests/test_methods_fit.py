@@ -1,4 +1,4 @@
-"""Every shipped method trains on real images from the command line, every second one with the strategy off."""
+"""Every second shipped method trains on real images from the command line, half of them with the strategy off."""
 
 import csv
 import math
@@ -14,7 +14,7 @@ METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml") if pa
 
 
 @pytest.mark.parametrize(
-    ("method", "bias"), [(method, ("none", "paper")[number % 2]) for number, method in enumerate(METHODS)]
+    ("method", "bias"), [(method, ("none", "paper")[number % 2]) for number, method in enumerate(METHODS[::2])]
 )
 def test_fit(method, bias, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
