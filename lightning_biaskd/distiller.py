@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -10,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_positive
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
 
@@ -114,8 +113,7 @@ class Distiller(nn.Module):
 
     def __init__(self, temperature: float = 1.0, warmup_epochs: int = 0) -> None:
         super().__init__()
-        if not 0 < temperature < math.inf:
-            raise UserError(f"temperature must be positive, got {temperature}")
+        check_positive(temperature=temperature)
         if warmup_epochs < 0:
             raise UserError(f"warmup_epochs must not be negative, got {warmup_epochs}")
         self._tau = temperature

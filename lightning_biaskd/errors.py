@@ -19,3 +19,14 @@ def check_weights(**weights: float) -> None:
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:
             raise UserError(f"{name} must be 0 or a positive number, got {weight}")
+
+
+def check_positive(**values: float) -> None:
+    """Refuses numbers, such as temperatures, that are not positive or not finite.
+
+    Raises:
+        UserError: one of them is.
+    """
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise UserError(f"{name} must be positive, got {value}")

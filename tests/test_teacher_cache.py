@@ -254,6 +254,12 @@ def test_what_is_not_finite_is_not_kept(tmp_path):
     assert torch.equal(cache.missing(source), missing)
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_without_meaning_is_one_line(temperature):
+    with pytest.raises(UserError, match=f"temperature must be positive, got {temperature}"):
+        TeacherCache("nowhere", topk=3, temperature=temperature)
+
+
 def test_no_logit_at_all_is_one_line():
     with pytest.raises(UserError, match="topk=0 stores no logit"):
         TeacherCache("nowhere", topk=0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.distiller import Distiller
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_positive
 from lightning_biaskd.logits import kl_divergence
 from lightning_biaskd.networks.outputs import Outputs
 
@@ -95,8 +95,7 @@ class CTKD(Distiller):
     strength: Tensor
 
     def __init__(self, start: float = 1.0, span: float = 20.0, loops: int = 10) -> None:
-        if not start > 0:
-            raise UserError(f"start must be positive, got {start}")
+        check_positive(start=start)
         super().__init__(start)
         if not span >= 0 or loops < 1:
             raise UserError(f"span must not be negative and loops must be at least 1, got {span} and {loops}")

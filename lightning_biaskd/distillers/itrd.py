@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_biaskd.distiller import Needs
-from lightning_biaskd.errors import UserError, check_weights
+from lightning_biaskd.errors import check_positive, check_weights
 from lightning_biaskd.features.base import FeatureDistiller, embeddings, full_matmul, unit
 from lightning_biaskd.features.connectors import Connector, require_built, to_device_of
 from lightning_biaskd.logits import centred, kept_rows
@@ -99,8 +99,7 @@ class ITRD(FeatureDistiller):
 
     def __init__(self, correlation_weight: float = 2.0, mutual_weight: float = 1.0, alpha: float = 1.01) -> None:
         super().__init__()
-        if not alpha > 0:
-            raise UserError(f"alpha must be positive, got {alpha}")
+        check_positive(alpha=alpha)
         check_weights(correlation_weight=correlation_weight, mutual_weight=mutual_weight)
         self.correlation_weight = correlation_weight
         self.mutual_weight = mutual_weight

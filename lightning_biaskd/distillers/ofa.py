@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_biaskd.distiller import Dense, Distiller, Needs
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_positive
 from lightning_biaskd.features.base import Layer, as_map, feature_of, layer_names
 from lightning_biaskd.features.connectors import BatchNorm2d, Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
@@ -93,8 +93,7 @@ class OFA(Distiller):
         width: int | None = None,
     ) -> None:
         super().__init__(temperature)
-        if not exponent > 0:
-            raise UserError(f"exponent must be positive, got {exponent}")
+        check_positive(exponent=exponent)
         if width is not None and width < 1:
             raise UserError(f"width must be at least 1, got {width}")
         self.exponent = exponent

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller
-from lightning_biaskd.errors import UserError, check_weights
+from lightning_biaskd.errors import check_positive, check_weights
 from lightning_biaskd.logits import kl_divergence, split_label
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
@@ -97,8 +97,7 @@ class RLD(Distiller):
         warmup_epochs: int = 20,
     ) -> None:
         super().__init__(temperature, warmup_epochs)
-        if not confidence_temperature > 0:
-            raise UserError(f"confidence_temperature must be positive, got {confidence_temperature}")
+        check_positive(confidence_temperature=confidence_temperature)
         check_weights(alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import check_positive
 from lightning_biaskd.logits import kl_divergence
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
@@ -63,8 +63,7 @@ class TTM(Distiller):
     """
 
     def __init__(self, exponent: float = 0.1) -> None:
-        if not exponent > 0:
-            raise UserError(f"exponent must be positive, got {exponent}")
+        check_positive(exponent=exponent)
         super().__init__(1 / exponent)
         self.exponent = exponent
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from lightning_biaskd.data.numbered import NumberedViews
 from lightning_biaskd.distiller import Distiller
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_positive
 from lightning_biaskd.files import fingerprint
 from lightning_biaskd.teachers.encoding import Encoding, StoredType
 from lightning_biaskd.teachers.ensemble import EnsembleTeacher
@@ -60,8 +60,7 @@ class TeacherCache:
             raise UserError(f"a cache stores {' or '.join(get_args(StoredType))}, not dtype={dtype!r}")
         if topk is not None and topk < 1:
             raise UserError(f"topk={topk} stores no logit of any class: give 1 at least, or null for all")
-        if temperature <= 0:
-            raise UserError(f"temperature must be positive, got {temperature}")
+        check_positive(temperature=temperature)
         self.path = Path(path).expanduser()
         self.dtype = dtype
         self.topk = topk

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import UserError, check_positive
 from lightning_biaskd.files import fingerprint
 from lightning_biaskd.networks.inputs import InputSpec
 from lightning_biaskd.networks.members import Members, Weights, mixture, uniform
@@ -59,9 +58,8 @@ class EnsembleTeacher(FrozenTeacher):
             raise UserError("an ensemble has two or more single teachers: give it their networks")
         if weights not in get_args(Weights):
             raise UserError(f"unknown weights {weights!r}: choose {' or '.join(get_args(Weights))}")
-        if not 0 < temperature < math.inf:
-            raise UserError(f"temperature must be positive, got {temperature}")
-        frozen = [teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher) for teacher in teachers]
+        check_positive(temperature=temperature)
+        frozen = [FrozenTeacher.of(teacher) for teacher in teachers]
         if len({id(teacher.model) for teacher in frozen}) < len(frozen):
             raise UserError("an ensemble holds one network twice: build a network for each teacher")
         self._teachers = nn.ModuleList(frozen)

@@ -115,6 +115,11 @@ class FrozenTeacher(nn.Module):
         self._tried = False
         self._run: Callable[[Input], Outputs] | None = None
 
+    @staticmethod
+    def of(teacher: nn.Module) -> FrozenTeacher:
+        """A teacher as it is, and a network as a teacher."""
+        return teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
+
     @property
     def backend(self) -> Backend:
         """How the network is run; the next call prepares it again after a change."""

@@ -72,14 +72,9 @@ class DetectionDistillationModule(MethodModule, DetectionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(model=student, weights=student_weights, **kwargs)
-        given = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
-        frozen = given.configured(teacher_weights)
+        frozen = FrozenTeacher.of(teacher).configured(teacher_weights)
         step = DetectionDistillation(student, frozen, distiller, bias, ce_weight, kd_weight, box_weight)
-        # past registration: its parts are registered below, so that a checkpoint holds "model.…" and "distiller.…"
-        self.__dict__["distillation"] = step
-        self.teacher = step.teacher
-        self.distiller = step.distiller
-        self.bias = step.bias
+        self.register_parts(step)
 
     @property
     def student(self) -> nn.Module:

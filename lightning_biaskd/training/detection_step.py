@@ -75,7 +75,7 @@ class DetectionDistillation(Distillation):
         kd_weight: float = 0.5,
         box_weight: float = 0.5,
     ) -> None:
-        frozen = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
+        frozen = FrozenTeacher.of(teacher)
         if len(frozen.members) > 1:
             raise UserError("an ensemble of teachers has no maps on which one box head judges: give one detector")
         for network in (student, frozen.model):

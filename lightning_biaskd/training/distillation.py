@@ -109,17 +109,12 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
         **kwargs: Any,
     ) -> None:
         super().__init__(model=student, weights=student_weights, model_input=student_input, **kwargs)
-        given = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
         settings = teacher_input, self.data_input, teacher_classes, teacher_backend, teacher_precision
-        frozen = given.configured(teacher_weights, *settings)
+        frozen = FrozenTeacher.of(teacher).configured(teacher_weights, *settings)
         weights = ce_weight, kd_weight, self.label_smoothing
         step = Distillation(student, frozen, distiller, bias, *weights, self.convert, self.ignore_index)
         step.cross_entropy = self.cross_entropy  # type: ignore[method-assign]  # which a subclass may override
-        # past registration: its parts are registered below, so that a checkpoint holds "model.…" and "distiller.…"
-        self.__dict__["distillation"] = step
-        self.teacher = step.teacher
-        self.distiller = step.distiller
-        self.bias = step.bias
+        self.register_parts(step)
         self.teacher_cache = TeacherCache(teacher_cache) if isinstance(teacher_cache, str) else teacher_cache
         if self.teacher_cache is not None:
             self.teacher_cache.check(distiller)

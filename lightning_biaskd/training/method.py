@@ -9,20 +9,31 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_biaskd.bias import BiasStrategy, Plain
 from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.teachers.frozen import FrozenTeacher
 from lightning_biaskd.training.dynamic_weights import DynamicWeights
 from lightning_biaskd.training.progress import EpochCallback
+from lightning_biaskd.training.step import Distillation
 
 
 class MethodModule(LightningModule):
     """A module that distils: it moves γ and the method's schedules, and its checkpoints name method and strategy.
 
     Attributes:
+        teacher: the frozen network.
         distiller: the method.
         bias: the strategy.
     """
 
+    teacher: FrozenTeacher
     distiller: Distiller
     bias: BiasStrategy | Plain
+
+    def register_parts(self, step: Distillation) -> None:
+        """Keeps a step past registration, and registers its parts: a checkpoint holds ``model.…``, ``distiller.…``."""
+        self.__dict__["distillation"] = step
+        self.teacher = step.teacher
+        self.distiller = step.distiller
+        self.bias = step.bias
 
     def on_new_epoch(self) -> None:
         """Called before the first batch of every epoch, including in a run that resumes in the middle of one."""

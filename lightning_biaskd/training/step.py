@@ -97,7 +97,7 @@ class Distillation(nn.Module):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
-        frozen = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
+        frozen = FrozenTeacher.of(teacher)
         if {id(p) for p in frozen.model.parameters()} & {id(p) for p in student.parameters()}:
             raise UserError("teacher and student share parameters: give the teacher a network of its own")
         for member in frozen.members:
