@@ -220,7 +220,7 @@ def test_a_static_graph_does_not_accumulate(static, batches, refused, trainer):
         check_accumulation(run)
 
 
-@pytest.mark.parametrize("receivers", [[1]], ids=["one"])
+@pytest.mark.parametrize("receivers", [[0, 1], [1]], ids=["both", "one"])
 def test_a_signal_to_the_ranks_stops_all_of_them_with_a_checkpoint(receivers, tmp_path):
     """Without a launcher that would stop the others."""
     code = f"""

@@ -205,7 +205,7 @@ def wait_for(condition, seconds=90):
     return found
 
 
-@pytest.mark.parametrize("whom", ["the whole tree"])
+@pytest.mark.parametrize("whom", ["the whole tree", "the parent alone"])
 def test_a_killed_matrix_goes_on(whom):
     epochs = 15
     write_matrix(seeds=[0], flags={**SHORT, "trainer.max_epochs": epochs})
