@@ -26,6 +26,8 @@ class BiasLoss(NamedTuple):
             DDP.
         label_trust: mean over the wrong samples of the trust in their labels, detached; ``None`` if all labels are
             trusted.
+        discount: in the shape of ``trust``, the share of its cross-entropy that each label loses, detached; ``None`` if
+            none loses any.
     """
 
     total: Tensor
@@ -36,6 +38,7 @@ class BiasLoss(NamedTuple):
     known: Tensor | None = None
     unit: Tensor | None = None
     label_trust: Tensor | None = None
+    discount: Tensor | None = None
 
     def mean_trust(self) -> Tensor:
         """Mean of ``trust`` over the known samples; 1 if no samples are weighed."""

@@ -66,6 +66,10 @@ class BiasStrategy(Trusting):
             :func:`~lightning_biaskd.bias.trust.label`; ``"run"`` compares how often it agreed with the label and with
             the teacher, of late, where the two differ; ``None`` makes every correction in full. Without effect in modes
             ``"none"`` and ``"drop"``.
+        discount: d in [0, 1], how much of its cross-entropy a label loses to a teacher that contradicts it, if the
+            label has no trust and the teacher has. With trust :math:`c_i` in the label and :math:`t_i` in the teacher,
+            such a cross-entropy weighs :math:`w_{ce}\,(1 - d\,t_i (1 - c_i))`. Without effect where
+            ``label_trust`` has none.
         refund: give the weight that the teacher loses on a sample back to its cross-entropy. With :math:`a_i` the share
             that elimination, γ and trust leave to a sample (``trust`` of :class:`BiasLoss`), the step's loss is the
             mean of :math:`(w_{ce} + w_{kd}(1 - a_i))\,\mathrm{CE}_i + w_{kd}\, a_i \ell_i`. ``normalize="batch"`` only.
@@ -107,8 +111,9 @@ class BiasStrategy(Trusting):
         lift_right: bool = False,
         label_trust: LabelTrust | None = "run",
         per_teacher: bool = False,
+        discount: float = 0.5,
     ) -> None:
-        super().__init__(trust, label_trust if mode in CORRECTIONS else None)
+        super().__init__(trust, label_trust if mode in CORRECTIONS else None, discount)
         for name, value, words in (
             ("mode", mode, get_args(Mode)),
             ("normalize", normalize, get_args(Normalize)),
@@ -206,8 +211,8 @@ class BiasStrategy(Trusting):
         known = None if rows.known is None else rows.known.view(rows.shape)
         unit = ranks / size.to(total.dtype)
         parts = right_part.detach(), rectified_part.detach(), n_wrong / size
-        mean_amount = None if amount is None else torch.where(wrong, amount, 0).sum() * ranks / n_wrong.clamp_min(1)
-        return BiasLoss(total, *parts, shares, known, unit, mean_amount)
+        doubt = self.doubt(wrong, trust, amount, ranks / n_wrong.clamp_min(1), rows.shape)
+        return BiasLoss(total, *parts, shares, known, unit, *doubt)
 
     def shares(self, distiller: Distiller, right: Tensor, trust: Tensor | None = None) -> Tensor:
         """Share (B,) of its weight that the teacher keeps on each sample, as mean over the methods of a sum.
@@ -284,13 +289,7 @@ class BiasStrategy(Trusting):
 
     def extra_repr(self) -> str:
         shown = {name: getattr(self, name) for name in ("mode", "normalize", "balance", "space", "features")}
-        off = {
-            "trust": None,
-            "label_trust": None,
-            "refund": False,
-            "eta": ETA,
-            "lift_right": False,
-            "per_teacher": False,
-        }
+        off = {"trust": None, "label_trust": None, "refund": False, "eta": ETA, "lift_right": False}
+        off |= {"per_teacher": False, "discount": 0.5}
         shown |= {name: value for name in off if (value := getattr(self, name)) != off[name]}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())

@@ -12,6 +12,7 @@ from lightning_biaskd.bias import trust as trust_forms
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rows import Rows
 from lightning_biaskd.bias.running_trust import RunningTrust
+from lightning_biaskd.errors import UserError
 
 Trust = Literal["student", "wsld", "bounded", "run", "class"]
 LabelTrust = Literal["student", "run"]
@@ -24,10 +25,17 @@ class Trusting(nn.Module):
     Args:
         trust: as of :class:`~lightning_biaskd.BiasStrategy`.
         label_trust: as of :class:`~lightning_biaskd.BiasStrategy`.
+        discount: as of :class:`~lightning_biaskd.BiasStrategy`.
+
+    Raises:
+        UserError: a discount outside [0, 1].
     """
 
-    def __init__(self, trust: Trust | None, label_trust: LabelTrust | None) -> None:
+    def __init__(self, trust: Trust | None, label_trust: LabelTrust | None, discount: float) -> None:
         super().__init__()
+        if not 0 <= discount <= 1:
+            raise UserError(f"discount={discount} must be in [0, 1], the share of cross-entropy that a label can lose")
+        self.discount = discount
         self.trust = trust
         self.running = RunningTrust(per_class=trust == "class") if trust in ("run", "class") else None
         self.label_trust = label_trust
@@ -55,6 +63,26 @@ class Trusting(nn.Module):
         if self.running_labels is not None:
             return cast("Tensor", self.running_labels(target))
         return None if self.label_trust is None else trust_forms.label(student_logits, teacher_logits, target)
+
+    def doubt(
+        self, wrong: Tensor, trust: Tensor | None, amount: Tensor | None, unit: Tensor, shape: torch.Size
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """``label_trust`` and ``discount`` of :class:`~lightning_biaskd.bias.BiasLoss`.
+
+        Args:
+            wrong: (N,) bool, where the teacher contradicts the label.
+            trust: (N,) of :meth:`trust_in`.
+            amount: (N,) of :meth:`label_trust_in`.
+            unit: what one wrong sample adds to a mean over those of all ranks.
+            shape: of the labels, of N in all.
+        """
+        if amount is None:
+            return None, None
+        mean = torch.where(wrong, amount, 0).sum() * unit
+        if not self.discount:
+            return mean, None
+        lost = 1 - amount if trust is None else trust * (1 - amount)
+        return mean, torch.where(wrong, self.discount * lost, 0).view(shape)
 
     def count(self, right: Tensor, wrong: Tensor, rows: Rows, ranks: int) -> tuple[Tensor, Tensor]:
         """Right and wrong samples of the global batch, which is also added to the running accuracies."""

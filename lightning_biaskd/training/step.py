@@ -147,8 +147,8 @@ class Distillation(nn.Module):
         if kd.known is not None:  # the mean over this rank's samples becomes that over the samples of all ranks
             ce = ce * (kd.known.sum() * cast("Tensor", kd.unit))
         loss = self.ce_weight * ce + self.kd_weight * kd.total
-        if isinstance(self.bias, BiasStrategy) and self.bias.refund:
-            loss = loss + self.kd_weight * self._refund(student.logits, target, kd)
+        if (weights := self._moved(kd)) is not None:
+            loss = loss + self._weighed(weights, student.logits, target, kd)
         logged = {
             "train/loss": loss,
             "train/loss_ce": ce,
@@ -158,8 +158,17 @@ class Distillation(nn.Module):
         }
         return Step(loss, {name: value.detach() for name, value in logged.items()}, student, teacher, kd.trust)
 
-    def _refund(self, logits: Tensor, target: Tensor, kd: BiasLoss) -> Tensor:
-        """The cross-entropy by the weight that the teacher lost on each sample."""
+    def _moved(self, kd: BiasLoss) -> Tensor | None:
+        """By how much the cross-entropy of each sample weighs more or less than ``ce_weight``."""
+        refund = isinstance(self.bias, BiasStrategy) and self.bias.refund
+        gained = self.kd_weight * (1 - cast("Tensor", kd.trust)) if refund else None
+        if kd.discount is None:
+            return gained
+        lost = self.ce_weight * kd.discount
+        return -lost if gained is None else gained - lost
+
+    def _weighed(self, weights: Tensor, logits: Tensor, target: Tensor, kd: BiasLoss) -> Tensor:
+        """The cross-entropy with a weight for each sample."""
         rows = F.cross_entropy(
             at_least_float32(logits),
             target,
@@ -167,8 +176,8 @@ class Distillation(nn.Module):
             label_smoothing=self.label_smoothing,
             ignore_index=_NONE if self.ignore_index is None else self.ignore_index,
         )
-        lost = (1 - cast("Tensor", kd.trust)) * rows
-        return lost.mean() if kd.known is None else lost.sum() * cast("Tensor", kd.unit)
+        weighed = weights * rows
+        return weighed.mean() if kd.known is None else weighed.sum() * cast("Tensor", kd.unit)
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy of the student's logits (B, C, …) against labels (B, …), of those that are known."""

@@ -12,6 +12,7 @@ from tiny import CLASSES, CompilationCount, by_gamma
 
 from lightning_biaskd import KD, BiasStrategy, Outputs, UserError
 from lightning_biaskd.bias import partition, rectify, rectify_logits, running_trust, trust
+from lightning_biaskd.training.step import Distillation
 
 MODES = ("swap", "blend", "onehot", "revise")
 STEPS, SIZE = 6, 24
@@ -108,6 +109,42 @@ def test_the_loss_is_that_of_partly_corrected_answers(form, mode):
         assert bias.logged(loss)["bias/label_trust"] is loss.label_trust
 
 
+@pytest.mark.parametrize(("discount", "refund"), [(0.0, False), (0.4, False), (1.0, True)])
+@pytest.mark.parametrize("teacher_trust", [None, "student"])
+def test_the_discounted_loss_is_its_sum_over_samples(discount, refund, teacher_trust):
+    bias = strategy("student", trust=teacher_trust, discount=discount, refund=refund)
+    step = Distillation(torch.nn.Identity(), torch.nn.Identity(), KD(2.0), bias, ce_weight=0.4, kd_weight=0.7).double()
+    for s, t, y in batches():
+        s.requires_grad_()
+        c = trust.label(s, t, y)
+        p = rectify((t / 2).softmax(1), y, "swap", amount=c)
+        expected = 0.0
+        for n in range(SIZE):
+            row = slice(n, n + 1)
+            a = 1.0 if teacher_trust is None else trust.student(s[row], t[row], y[row]).item()
+            lost = discount * a * (1 - c[n].item()) if t[n].argmax() != y[n] else 0.0
+            weight = 0.4 * (1 - lost) + (0.7 * (1 - a) if refund else 0.0)
+            kd = 4 * F.kl_div((s[n] / 2).log_softmax(0), p[n], reduction="sum")
+            expected = expected + (weight * F.cross_entropy(s[row], y[row]) + 0.7 * a * kd) / SIZE
+        loss = step.step(Outputs(s), Outputs(t), y).loss
+        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(*(torch.autograd.grad(x, s)[0] for x in (loss, expected)), rtol=1e-9, atol=1e-12)
+
+
+def test_a_teacher_that_the_student_has_overtaken_discounts_nothing():
+    student, teacher, target = next(batches())
+    bias = strategy("student", trust="run")
+    bias.running.counts.copy_(torch.tensor([[3000.0], [1000.0], [2000.0]]))
+    discount = bias.eval()(KD(), Outputs(student), Outputs(teacher), target).discount
+    assert not discount.any()
+
+
+@pytest.mark.parametrize("discount", [-0.1, 1.1, math.nan])
+def test_a_discount_that_is_no_share_is_refused(discount):
+    with pytest.raises(UserError, match="must be in"):
+        BiasStrategy(discount=discount)
+
+
 def test_labels_that_the_student_never_gives_leave_the_teacher_as_it_is():
     """Two labels in five are wrong, the teacher is right, and the student learns from it."""
     generator = torch.Generator().manual_seed(0)
@@ -172,6 +209,7 @@ def test_it_compiles_in_one_graph(form):
         compiled, expected = (each(KD(), Outputs(student), Outputs(teacher), target) for each in (bias, eager))
         torch.testing.assert_close(compiled.total, expected.total)
         torch.testing.assert_close(compiled.label_trust, expected.label_trust)
+        torch.testing.assert_close(compiled.discount, expected.discount)
     assert count.graphs == 1
 
 
@@ -184,7 +222,7 @@ def run_rank(rank, world, folder):
             for student, teacher, target in batches():
                 own = slice(rank * SIZE // world, (rank + 1) * SIZE // world)
                 loss = bias(KD(), Outputs(student[own]), Outputs(teacher[own]), target[own])
-                means = torch.stack([loss.total, loss.label_trust])
+                means = torch.stack([loss.total, loss.label_trust, loss.discount.mean()])
                 dist.all_reduce(means)
                 results[form].append(means / world)
         if rank == 0:
@@ -197,4 +235,4 @@ def test_two_ranks_trust_as_one_process(tmp_path):
         bias = strategy(form, trust="run")
         for means, (student, teacher, target) in zip(steps, batches(), strict=True):
             loss = bias(KD(), Outputs(student), Outputs(teacher), target)
-            torch.testing.assert_close(means, torch.stack([loss.total, loss.label_trust]))
+            torch.testing.assert_close(means, torch.stack([loss.total, loss.label_trust, loss.discount.mean()]))

@@ -76,11 +76,11 @@ def test_methods_that_compare_images_refuse_maps_in_one_line(name):
 
 @pytest.mark.parametrize("trust", ["student", "wsld", "bounded", "run", "class"])
 @pytest.mark.parametrize("mode", ["none", "drop", "swap"])
-def test_trust_and_refund_by_rows(trust, mode):
+def test_trust_refund_and_discount_by_rows(trust, mode):
     steps = []
     for dense in (True, False):
         torch.manual_seed(0)
-        bias = strategy(mode, normalize="batch", balance="ramp", trust=trust, refund=True)
+        bias = strategy(mode, normalize="batch", balance="ramp", trust=trust, refund=True, label_trust="student")
         step = Distillation(
             torch.nn.Identity(), torch.nn.Identity(), DKD(), bias, ignore_index=IGNORED if dense else None
         )
