@@ -32,7 +32,7 @@ TEACHERS: dict[str, tuple[list[str], int, dict[str, object]]] = {
     "weak_photos": (PHOTOS, 5, {"data.train_size": 2500, "data.batch_size": 64}),
     "camvid": (["configs/recipe/teacher_camvid.yaml"], 100, {"data.size": [90, 120]}),
     "noisy_photos": (PHOTOS, 12, {"data.train_size": 10000, "data.batch_size": 64, "data.label_noise": 0.4}),
-    "vit": ([*PHOTOS, f"{RECIPE}/model_vit.yaml"], 16, {}),
+    "vit": ([*PHOTOS, f"{RECIPE}/model_vit.yaml"], 12, {}),
     "bccd": (["configs/recipe/teacher_bccd.yaml"], 12, {"trainer.check_val_every_n_epoch": 4}),
     "same_kind": (SMALL, 12, {"data.train_size": 10000, "data.batch_size": 64}),
 }
