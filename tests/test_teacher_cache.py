@@ -315,6 +315,8 @@ def test_the_folder_says_what_is_in_it(trainer, tmp_path):
     module = run(trainer, str(tmp_path), epochs=1)
     header = json.loads((tmp_path / "header.json").read_text())
     assert header["teacher"] == module.teacher.fingerprint()
+    of_version_3 = {"version", "teacher", "precision", "data", "rows", "classes", "dtype", "topk"}
+    assert set(header) == of_version_3  # checksums depend on it: with another key, no cache of before could be read
     assert (header["rows"], header["classes"], header["dtype"]) == (1257 * 4, 10, "float16")
     assert (tmp_path / "logits.bin").stat().st_size == 1257 * 4 * (
         4 + 10 * 2

@@ -133,7 +133,7 @@ class TeacherCache:
             "classes": num_classes,
             "dtype": self.dtype,
             "topk": self.topk,
-            "temperature": None if self.topk is None else self.temperature,
+            **({} if self.topk is None else {"temperature": self.temperature}),  # older caches of all logits have none
         }
         try:
             prepare(self.path, header, {DATA: count * encoding.width, CHECKSUMS: count * CHECKSUM_BYTES})
