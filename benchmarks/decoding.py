@@ -24,14 +24,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import ResNet18_Weights
 
 from lightning_biaskd.data import ImageNetDataModule
-from lightning_biaskd.data.augment import mirrored
 from lightning_biaskd.data.batch import collate
 from lightning_biaskd.data.prepare import prepare
 
 USUAL = "torchvision, ImageFolder and Pillow"
 SIZE = 224
-Contenders = dict[str, tuple[Dataset[Any], Callable[..., Any], Callable[[torch.Tensor], torch.Tensor]]]
-"""By name: images, how a worker makes batches of them, and what is done with the pixels of a batch afterwards."""
+Contenders = dict[str, tuple[Dataset[Any], Callable[..., Any]]]
 DECODERS = ("pillow", "torchcodec")
 
 
@@ -53,24 +51,29 @@ def modules(photos: Path, scratch: Path) -> dict[str, ImageNetDataModule]:
     return found
 
 
-def rates(contenders: Contenders, rounds: int, clock: Callable[[], float], workers: int) -> dict[str, float]:
+def rates(
+    contenders: dict[str, tuple[Dataset[Any], Callable[..., Any]]],
+    rounds: int,
+    clock: Callable[[], float],
+    workers: int,
+) -> dict[str, float]:
     """Images of each contender in a second of ``clock``: medians, with contenders taking turns."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(1 + rounds):
-        for name, (dataset, collating, finish) in contenders.items():
-            order = 2 * list(range(len(dataset))) if workers else range(len(dataset))  # type: ignore[arg-type]
+        for name, (dataset, collating) in contenders.items():
+            order = 10 * list(range(len(dataset))) if workers else range(len(dataset))  # type: ignore[arg-type]
             loader = DataLoader(dataset, 25, sampler=order, num_workers=workers, collate_fn=collating)
             batches = iter(loader)
             next(batches)  # workers have started
             start = clock()
-            count = sum(len(finish(batch[0])) for batch in batches)
+            count = sum(len(batch[0]) for batch in batches)
             if turn:
                 taken[name].append(count / (clock() - start))
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def _half_mirrored(image: torch.Tensor) -> torch.Tensor:
-    return mirrored(image, torch.arange(len(image)))
+def _with_ratio(found: dict[str, float], name: str) -> list[tuple[float, str]]:
+    return [(found[name], ".0f"), (found[name] / found[USUAL], ".2f")]
 
 
 def differences(module: ImageNetDataModule) -> tuple[float, float]:
@@ -101,8 +104,8 @@ def run() -> None:
     )
     with tempfile.TemporaryDirectory() as scratch:
         ours = modules(args.photos, Path(scratch))
-        contenders: Contenders = {USUAL: (ImageFolder(str(args.photos), usual), default_collate, lambda image: image)}
-        contenders |= {name: (module.train_set, collate, _half_mirrored) for name, module in ours.items()}
+        contenders: Contenders = {USUAL: (ImageFolder(str(args.photos), usual), default_collate)}
+        contenders |= {name: (module.train_set, collate) for name, module in ours.items()}
         cpu = rates(contenders, args.rounds, time.process_time, 0)
         wall = rates(contenders, args.wall_rounds, time.perf_counter, 2)
         parity = {name: differences(ours[f"photos, {name}"]) for name in DECODERS}

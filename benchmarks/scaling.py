@@ -4,7 +4,8 @@
     python benchmarks/scaling.py --root FOLDER      # and measures a step on two processes of this machine, see
                                                     # scaling_measured.py; FOLDER has train and val, a folder per class
 
-Every assumption is a constant below. ``results/scaling.json`` has them with the predictions that docs/scaling.md shows.
+Assumptions are constants below, or what decoding.py measured. ``results/scaling.json`` has them with the predictions
+that docs/scaling.md shows.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lightning_biaskd.teachers.rows import CHECKSUM_BYTES
 IMAGES, CLASSES, VIEWS, TOPK = 1_281_167, 1000, 8, 10
 BATCH = 64
 GPUS = (8, 64, 512)
+_DECODED = json.loads((RESULTS / "decoding.json").read_text("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Assumptions:
         bucket: bytes of gradients that DDP reduces at once.
         jitter: standard deviation of a GPU's step, as a share of it.
         cores: CPU cores that decode for each GPU.
-        photo, prepared: images that a core decodes, crops and mirrors a second: from photos of 110 kB, and from copies
-            whose shorter side is 256.
+        photo, prepared: images that a core decodes, crops and mirrors a second, of photos and of copies whose shorter
+            side is 256, as decoding.py measured.
         photo_bytes, prepared_bytes: of such a file.
     """
 
@@ -64,10 +66,10 @@ class Assumptions:
     bucket: float = 25e6
     jitter: float = 0.01
     cores: int = 16
-    photo: float = 400
-    prepared: float = 1000
-    photo_bytes: float = 110e3
-    prepared_bytes: float = 30e3
+    photo: float = _DECODED["cpu"]["photos, torchcodec"]
+    prepared: float = _DECODED["cpu"]["prepared litdata, torchcodec"]
+    photo_bytes: float = _DECODED["bytes"]["photos"]
+    prepared_bytes: float = _DECODED["bytes"]["prepared"]
 
     def seconds(self, costs: Costs) -> float:
         """Of a step on one GPU in bf16."""

@@ -86,7 +86,10 @@ class Trusting(nn.Module):
 
     def count(self, right: Tensor, wrong: Tensor, rows: Rows, ranks: int) -> tuple[Tensor, Tensor]:
         """Right and wrong samples of the global batch, which is also added to the running accuracies."""
-        tallies = self._tallies(right, wrong, rows) if self.training else []
+        keeps = self.running is not None or self.running_labels is not None
+        tallies = self._tallies(right, wrong, rows) if self.training and keeps else []
+        if not tallies and ranks == 1:
+            return right.sum(), wrong.sum()
         counts = torch.cat([torch.stack([right.sum(), wrong.sum()]), *(tally.flatten() for _, tally in tallies)])
         if ranks > 1:
             dist.all_reduce(counts)

@@ -35,23 +35,11 @@ def crop_and_flip(image: Tensor, bits: Tensor, padding: int, flip: bool) -> Tens
     starts = starts + rows.shape[2] * torch.arange(height, device=image.device)
     windows = rows.flatten().as_strided((rows.numel() - width * depth + 1, width * depth), (1, 1))
     crop = windows.index_select(0, starts.flatten()).view(size, height, width, depth).permute(0, 3, 1, 2)
-    return mirrored(crop, bits) if flip else crop
-
-
-def mirrored(image: Tensor, bits: Tensor) -> Tensor:
-    """Mirrors the images whose bit 0 is set.
-
-    Args:
-        image: (B, D, H, W).
-        bits: (B,) from :func:`random_bits`.
-
-    Returns:
-        (B, D, H, W), of the same type, in channels-last memory.
-    """
-    size, depth, height, width = image.shape
-    both = torch.cat([image, image.flip(3)]).permute(0, 2, 3, 1).reshape(2 * size, -1)
-    chosen = both.index_select(0, torch.arange(size, device=image.device) + size * (bits & 1))
-    return chosen.view(size, height, width, depth).permute(0, 3, 1, 2)
+    if flip:
+        both = torch.cat([crop, crop.flip(3)]).permute(0, 2, 3, 1).reshape(2 * size, -1)
+        chosen = both.index_select(0, index + size * (bits & 1))
+        crop = chosen.view(size, height, width, depth).permute(0, 3, 1, 2)
+    return crop
 
 
 def scale_and_crop(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 
-from lightning_biaskd.data.augment import mirrored
 from lightning_biaskd.data.batch import SeededViews
 from lightning_biaskd.data.crops import RandomResizedCrop
 from lightning_biaskd.data.decoding import Decoder, decode, installed_decoder
@@ -30,10 +29,9 @@ class ImageNetDataModule(FileViews):
     """ImageNet-1k (Deng et al., 2009; Russakovsky et al., 2015): ``root/train`` and ``root/val``, a folder per class.
 
     The labels of ImageNet's test images are not public, so ``val`` is the test set here, and validation images are held
-    out of ``train`` by ``val_split``. Augmentation is the usual one: training uses crops of random size and position,
-    half of them mirrored on the device, and evaluation the centre ``image_size / resize`` of the image. The number of
-    classes is the number of folders. Images are decoded as in torchvision's loader, see
-    :func:`~lightning_biaskd.data.decoding.decoded`.
+    out of ``train`` by ``val_split``. Augmentation is the usual one: training uses mirrored crops of random size and
+    position, and evaluation the centre ``image_size / resize`` of the image. The number of classes is the number of
+    folders. Images are decoded as in torchvision's loader, see :func:`~lightning_biaskd.data.decoding.decoded`.
 
     ``biaskd prepare`` stores the images once in the size that training needs, which makes decoding several times
     faster, as folders or as litdata shards.
@@ -97,14 +95,14 @@ class ImageNetDataModule(FileViews):
         self.format = format
         self.decoder = installed_decoder(decoder)
         self.mean, self.std = checked_normalisation(mean, std)
-        crops: list[Any] = [RandomResizedCrop(image_size, antialias=True)]
+        crops: list[Any] = [RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
         centre: list[Any] = [v2.Resize(side_before_crop(image_size, resize), antialias=True), v2.CenterCrop(image_size)]
         self.train_view = v2.Compose([*(crops if augment else centre), v2.PILToTensor()])
         self.test_view = v2.Compose([*centre, v2.PILToTensor()])
 
     def augmented(self, image: Tensor, bits: Tensor) -> Tensor:
-        """Mirrors half of the images, which were cropped when they were decoded."""
-        return mirrored(image, bits)
+        """Returns the images unchanged, because they are cropped while they are decoded."""
+        return image
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any]]:
         train, test = (opened(self.root, split, self.format) for split in ("train", "val"))
