@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
+from filelock import FileLock
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import fingerprint
@@ -79,8 +81,18 @@ class LitdataImages:
         from litdata import StreamingDataset
 
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), StreamingDataset(self.folder))
+            with _alone(self.folder):
+                self._opened = (os.getpid(), StreamingDataset(self.folder))
         return self._opened[1]
+
+
+def _alone(folder: str) -> AbstractContextManager[Any]:
+    """One process at a time makes litdata's copy of a store's index; others would wait for it for 1.5 s, and fail."""
+    if "://" not in folder:
+        return nullcontext()
+    place = Path.home() / ".lightning"  # litdata's copies are there
+    place.mkdir(parents=True, exist_ok=True)
+    return FileLock(place / f"{fingerprint(folder)}.lock")
 
 
 def require_litdata() -> None:

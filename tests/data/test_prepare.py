@@ -3,7 +3,10 @@
 import importlib.util
 import json
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +20,7 @@ from lightning_biaskd import UserError
 from lightning_biaskd.__main__ import main
 from lightning_biaskd.data import ImageNetDataModule
 from lightning_biaskd.data import prepare as preparing
+from lightning_biaskd.data.litdata_shards import LitdataImages
 from lightning_biaskd.data.prepare import prepare
 
 litdata = pytest.mark.skipif(importlib.util.find_spec("litdata") is None, reason="litdata isn't installed")
@@ -208,6 +212,27 @@ def test_shards_are_read_from_a_store_as_from_a_folder(source, tmp_path):
     assert remote.files.fingerprint() == local.files.fingerprint()
     for batch, other in zip(remote.train_dataloader(), local.train_dataloader(), strict=True):
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(batch[:3], other[:3], strict=True))
+
+
+@litdata
+def test_workers_open_a_store_one_after_another(source, tmp_path, monkeypatch):
+    import litdata
+
+    prepare(str(source), str(tmp_path / "out"), "litdata", 100, num_workers=0)
+    inside, most = [], []
+
+    def streaming(folder):
+        inside.append(folder)
+        time.sleep(0.05)
+        most.append(len(inside))
+        inside.pop()
+
+    monkeypatch.setattr(litdata, "StreamingDataset", streaming)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    shards = [LitdataImages(f"local://{tmp_path / 'out' / 'train'}", ()) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(LitdataImages._dataset, shards))
+    assert most == [1, 1, 1, 1]
 
 
 def batches_of_rank(rank, folder, world):
