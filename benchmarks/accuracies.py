@@ -11,7 +11,7 @@ from lightning_biaskd.compare import table
 from lightning_biaskd.compare.statistics import paired_difference, summary
 
 RESULTS = Path(__file__).parent / "results"
-MATRICES = ("photos", "methods", "main", "when", "full", "digits")
+MATRICES = ("photos", "methods", "methods_vit", "camvid", "bccd", "main", "when", "full", "digits")
 Runs = list[dict[str, str]]
 
 

@@ -23,17 +23,24 @@ def methods(matrix: str) -> str:
     return f"{about(runs(matrix))}\n\n{markdown(head, rows)}"
 
 
-def scored(matrix: str, column: str, title: str) -> str:
+def scored(matrix: str, score: str, title: str) -> str:
     """Every row of a matrix whose score isn't top-1 accuracy."""
+    axes = [axis for axis in ("method", "form") if axis in runs(matrix)[0]]
+    column = f"{score}_last"
     rows = []
-    for method, form in names(runs(matrix), "method", "form"):
-        found, plain = (runs(matrix, method=method, form=which) for which in (form, "plain"))
-        rows.append(
-            [f"`{method}`", form, str(len(found)), spread(by_seed(found, column)), difference(found, plain, column)]
-        )
-    return markdown(["method", "form", "seeds", f"{title} [%]", "minus plain [points], 95 %"], rows)
+    for values in names(runs(matrix), *axes):
+        row = dict(zip(axes, values, strict=True))
+        found, plain = runs(matrix, **row), runs(matrix, **{**row, "form": "plain"})
+        cells = spread(by_seed(found, column)), difference(found, plain, column)
+        rows.append([*(f"`{value}`" for value in values), str(len(found)), *cells])
+    teacher = spread(by_seed(runs(matrix)[:1], f"teacher_{score}"))
+    table = markdown([*axes, "seeds", f"{title} [%]", "minus plain [points], 95 %"], rows)
+    return f"The teacher reaches {teacher} %.\n\n{table}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "methods": lambda: methods("methods"),
+    "methods_vit": lambda: methods("methods_vit"),
+    "camvid": lambda: scored("camvid", "miou", "mean IoU"),
+    "bccd": lambda: scored("bccd", "map", "mAP"),
 }

@@ -12,7 +12,7 @@ from lightning_biaskd.compare.table import interval
 BASELINES = ("alone", "plain")
 CHOSEN_IN = ("strong", "shifted", "weak", "equal", "noise", "foreign")
 """The settings by which the recommended form was chosen."""
-RECOMMENDED = "run, swap by run, 1 + ½"
+RECOMMENDED = "run, swap by run, discount, 1 + ½"
 """The form of configs/bias/recommended.yaml."""
 TITLES = {
     "alone": "student alone",
@@ -21,15 +21,14 @@ TITLES = {
     "paper": "`bias/paper.yaml`",
     RECOMMENDED: "**`bias/recommended.yaml`**",
 }
-RIVALS = ("smoothing", "plain, 0.1 + 0.9", "MFT", "PLD", "WSLD", "RLD", "DKD")
-AROUND = tuple(f"{method}, recommended" for method in RIVALS[3:])
 PARTS = {
+    "run, swap by run, 1 + ½": "no discount",
     "run, swap, 1 + ½": "labels always trusted",
     "run, 1 + ½": "no correction",
     "run, drop, 1 + ½": "elimination in place of correction",
-    "run, revise by run, 1 + ½": "another correction",
-    "run, swap by student, 1 + ½": "labels trusted sample by sample",
-    "swap by run, 1 + ½": "no trust in the teacher: it always teaches",
+    "run, revise by run, 1 + ½": "another correction, and no discount",
+    "run, swap by student, 1 + ½": "labels trusted sample by sample, and no discount",
+    "swap by run, 1 + ½": "no trust in the teacher, which always teaches, and no discount",
     "run, swap by run, refund": "cross-entropy ½, and what the teacher loses",
     "plain, 1 + ½": "neither trust nor correction",
 }
@@ -40,8 +39,7 @@ def _settings() -> list[str]:
 
 
 def _forms() -> list[str]:
-    """Around KD."""
-    return [form for (form,) in names(runs("photos"), "form") if form not in RIVALS + AROUND]
+    return [form for (form,) in names(runs("photos"), "form")]
 
 
 def _of(setting: str, form: str) -> Runs:
@@ -72,12 +70,6 @@ def by_setting() -> str:
 
 def _scores(form: str) -> list[str]:
     return [spread(by_seed(_of(name, form), "acc1_last")) for name in CHOSEN_IN]
-
-
-def rivals() -> str:
-    """Other answers to a wrong teacher, and the recommended form around those that are methods."""
-    forms = (*BASELINES, *RIVALS, *AROUND, RECOMMENDED)
-    return markdown(["top-1 on test images [%]", *CHOSEN_IN], [[f"`{form}`", *_scores(form)] for form in forms])
 
 
 def _margins(form: str, column: str) -> dict[str, Difference]:
