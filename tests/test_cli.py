@@ -91,6 +91,7 @@ def test_a_run_of_the_command_line_loads_from_its_checkpoint(checkpoint):
 
 def test_the_last_checkpoint_is_that_of_the_last_epoch(capsys):
     slow = ["--model.lr_scheduler", "CosineAnnealingLR", "--model.lr_scheduler.T_max", "60"]
+    slow += ["--model.bias.discount", "0"]
     main(["fit", *FAST, *slow, "--trainer.max_epochs", "6", "--trainer.limit_train_batches", "4"])
     folder = Path("runs/quickstart/version_0/checkpoints")
     steps = {path.name: torch.load(path, weights_only=True)["global_step"] for path in folder.iterdir()}
