@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from accuracies import about, by_seed, difference, markdown, names, runs, spread
+from accuracies import about, by_seed, difference, markdown, mean, names, runs, spread
 
 from lightning_biaskd.compare.statistics import paired_difference
 from lightning_biaskd.compare.table import interval
@@ -33,7 +33,7 @@ def scored(matrix: str, score: str, title: str) -> str:
         found, plain = runs(matrix, **row), runs(matrix, **{**row, "form": "plain"})
         cells = spread(by_seed(found, column)), difference(found, plain, column)
         rows.append([*(f"`{value}`" for value in values), str(len(found)), *cells])
-    teacher = spread(by_seed(runs(matrix)[:1], f"teacher_{score}"))
+    teacher = mean(by_seed(runs(matrix)[:1], f"teacher_{score}"))
     table = markdown([*axes, "seeds", f"{title} [%]", "minus plain [points], 95 %"], rows)
     return f"The teacher reaches {teacher} %.\n\n{table}"
 

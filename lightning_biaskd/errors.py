@@ -30,3 +30,14 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise UserError(f"{name} must be positive, got {value}")
+
+
+def check_share(**values: float) -> None:
+    """Refuses numbers outside [0, 1].
+
+    Raises:
+        UserError: one of them is.
+    """
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} must be in [0, 1], got {value}")

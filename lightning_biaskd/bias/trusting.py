@@ -12,7 +12,7 @@ from lightning_biaskd.bias import trust as trust_forms
 from lightning_biaskd.bias.partition import partition
 from lightning_biaskd.bias.rows import Rows
 from lightning_biaskd.bias.running_trust import RunningTrust
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import check_share
 
 Trust = Literal["student", "wsld", "bounded", "run", "class"]
 LabelTrust = Literal["student", "run"]
@@ -33,8 +33,7 @@ class Trusting(nn.Module):
 
     def __init__(self, trust: Trust | None, label_trust: LabelTrust | None, discount: float) -> None:
         super().__init__()
-        if not 0 <= discount <= 1:
-            raise UserError(f"discount={discount} must be in [0, 1], the share of cross-entropy that a label can lose")
+        check_share(discount=discount)
         self.discount = discount
         self.trust = trust
         self.running = RunningTrust(per_class=trust == "class") if trust in ("run", "class") else None

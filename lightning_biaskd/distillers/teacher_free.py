@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.distiller import Distiller
-from lightning_biaskd.errors import UserError
+from lightning_biaskd.errors import check_share
 from lightning_biaskd.logits import kl_divergence
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 
@@ -70,8 +70,7 @@ class LabelSmoothing(Distiller):
 
     def __init__(self, smoothing: float = 0.1) -> None:
         super().__init__()
-        if not 0 <= smoothing <= 1:
-            raise UserError(f"smoothing must be in [0, 1], got {smoothing}")
+        check_share(smoothing=smoothing)
         self.smoothing = smoothing
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -110,8 +109,7 @@ class TeacherFree(Distiller):
 
     def __init__(self, correct: float = 0.99, temperature: float = 20.0) -> None:
         super().__init__(temperature)
-        if not 0 <= correct <= 1:
-            raise UserError(f"correct must be in [0, 1], got {correct}")
+        check_share(correct=correct)
         self.correct = correct
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:

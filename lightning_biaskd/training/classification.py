@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_biaskd.errors import check_share
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.networks.named_inputs import Input
 from lightning_biaskd.networks.outputs import Outputs, labels_on_grid, resized
@@ -19,7 +20,7 @@ from lightning_biaskd.renamed import refuse_renamed_methods
 from lightning_biaskd.training.batches import images_of, labelled
 from lightning_biaskd.training.checks import check_labels, check_student_outputs
 from lightning_biaskd.training.network import NetworkModule
-from lightning_biaskd.training.step import Step, accuracy, check_smoothing, cross_entropy, of_all_ranks
+from lightning_biaskd.training.step import Step, accuracy, cross_entropy, of_all_ranks
 
 
 class ClassificationModule(NetworkModule):
@@ -93,7 +94,7 @@ class ClassificationModule(NetworkModule):
         metrics: Sequence[Metric] | Mapping[str, Metric] | None = None,
         ignore_index: int | None = None,
     ) -> None:
-        check_smoothing(label_smoothing)
+        check_share(label_smoothing=label_smoothing)
         super().__init__(model, weights, optimizer, lr_scheduler, lr_interval, lr_batch_size)
         self.label_smoothing = label_smoothing
         self._tap = FeatureTap(model)

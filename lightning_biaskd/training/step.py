@@ -16,7 +16,7 @@ from lightning_biaskd.bias.rows import on_one_grid
 from lightning_biaskd.distiller import Distiller, Needs
 from lightning_biaskd.distillers import KD
 from lightning_biaskd.distributed.ranks import world_size
-from lightning_biaskd.errors import UserError, check_weights
+from lightning_biaskd.errors import UserError, check_share, check_weights
 from lightning_biaskd.networks.inputs import InputConversion
 from lightning_biaskd.networks.members import weighed
 from lightning_biaskd.networks.named_inputs import Input, check_vocabularies, converted, one_of
@@ -107,7 +107,7 @@ class Distillation(nn.Module):
         self.distiller = copy.deepcopy(distiller)
         self.bias = Plain() if bias is None else copy.deepcopy(bias)
         check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
-        check_smoothing(label_smoothing)
+        check_share(label_smoothing=label_smoothing)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.label_smoothing = label_smoothing
@@ -236,16 +236,6 @@ class Distillation(nn.Module):
 
     def _student_outputs(self, input: Input) -> Outputs:
         return self._tap(input if self.convert is None else self.convert(input))
-
-
-def check_smoothing(label_smoothing: float) -> None:
-    """Label smoothing must be a share.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not 0 <= label_smoothing <= 1:
-        raise UserError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
 
 
 def cross_entropy(
