@@ -158,10 +158,11 @@ def run() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", choices=PAIRS, default="cifar")
+    parser.add_argument("--batch_size", type=int, help="other than the pair's")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--workers", type=int, default=0, help="processes that load images for the others")
     parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--compile", choices=["true", "false"], default="false")
+    parser.add_argument("--compile", choices=["true", "reduce-overhead", "false"], default="false")
     parser.add_argument("--teacher_backend", default="fast")
     parser.add_argument("--teacher_precision")
     parser.add_argument("--teacher_stream", choices=["true", "false"], default="false")
@@ -169,11 +170,12 @@ def run() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     make_teacher, make_student, kind, size, batch_size = PAIRS[args.pair]
+    batch_size = args.batch_size or batch_size
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seed_everything(0, verbose=False)
     teacher, student = make_teacher(), make_student()
     source = random_data(kind, size, 4096)
-    compiled = args.compile == "true"
+    compiled = {"true": True, "false": False}.get(args.compile, args.compile)
 
     def data() -> InMemoryDataModule:
         return source(batch_size=batch_size, val_split=0, views=2)
@@ -197,7 +199,7 @@ def run() -> None:
             made[name] = build(*nets, batches(images, batch_size, args.workers), device)
         alone = copy.deepcopy(student).to(device)
         if compiled:
-            alone.compile()
+            alone.compile(mode=None if compiled is True else compiled)
         made["supervised"] = supervised_step(alone, data(), device, args.precision)
         return made
 
@@ -225,13 +227,14 @@ def run() -> None:
     }
     levers = {
         name: getattr(args, name)
-        for name in ("precision", "teacher_stream", *module_args)
+        for name in ("batch_size", "precision", "teacher_stream", *module_args)
         if getattr(args, name) != parser.get_default(name)
     }
     command = f"python benchmarks/throughput.py --pair {args.pair}"
     command += "".join(f" --{name} {value}" for name, value in levers.items())
-    suffix = "".join("_" + (name if value == "true" else value) for name, value in levers.items())
-    save(f"throughput_{args.pair}{suffix}", command, values, report(values, batch_size))
+    suffix = "".join("_" + (name if value == "true" else str(value)) for name, value in levers.items())
+    place = "gpu_" if device.type == "cuda" else ""
+    save(f"{place}throughput_{args.pair}{suffix}", command, values, report(values, batch_size))
 
 
 def supervised_step(

@@ -22,6 +22,12 @@ SMALL = {
     "warm cache, `compile`, `bf16-mixed`": ("small_bf16-mixed_compile", "warm cache"),
 }
 
+GPU = {
+    "batches of 64": "cifar",
+    "batches of 64, `compile`, `bf16-mixed`": "cifar_bf16-mixed_compile",
+    "batches of 512, `compile`, `bf16-mixed`": "cifar_512_bf16-mixed_compile",
+}
+
 
 def result(name: str) -> dict[str, Any]:
     """What a benchmark wrote."""
@@ -42,6 +48,30 @@ def steps(title: str, rows: dict[str, tuple[str, str]]) -> str:
         others = (f"{times[other] / times['ours']:.2f}×" for other in ("usual", "released"))
         cells.append([name, f"{1000 * times['ours']:.0f}", *others])
     return markdown([title, "step [ms]", "usual loop", "the paper's released script"], cells)
+
+
+def gpu_steps() -> str:
+    """The same on a GPU, with images per second."""
+    cells = []
+    for name, file in GPU.items():
+        for form in ("no cache", "warm cache"):
+            times = result(f"gpu_throughput_{file}")[form]
+            speed = int(name.split()[2].rstrip(",")) / times["ours"]
+            others = (f"{times[other] / times['ours']:.2f}×" for other in ("usual", "released"))
+            alone = f"{times['ours'] / times['supervised']:.2f}"
+            cells.append([f"{name}, {form}", f"{1000 * times['ours']:.1f}", f"{speed:,.0f}", *others, alone])
+    head = ["resnet32x4 → resnet8x4, 32x32 colour", "step [ms]", "images a second"]
+    return markdown([*head, "usual loop", "the paper's released script", "over the student alone"], cells)
+
+
+def _gpu_alone() -> str:
+    found = [result(f"gpu_throughput_{file}")["warm cache"] for file in GPU.values()]
+    return span((times["ours"] / times["supervised"] for times in found), 2)
+
+
+def _gpu() -> str:
+    (device,) = {result(f"gpu_throughput_{file}")["machine"]["device"] for file in GPU.values()}
+    return str(device)
 
 
 def over_the_student(pair: str) -> list[float]:
@@ -94,6 +124,7 @@ def _machine() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "steps cifar": lambda: steps("resnet32x4 → resnet8x4, 32x32 colour, batches of 64", CIFAR),
     "steps small": lambda: steps("resnet14 → half-width ResNet-8, 28x28 grey, batches of 128", SMALL),
+    "steps gpu": gpu_steps,
 }
 FIGURES: dict[str, Callable[[], str]] = {
     "warm cache": lambda: span(over_the_student("cifar") + over_the_student("small"), 2),
@@ -116,6 +147,8 @@ FIGURES: dict[str, Callable[[], str]] = {
     "self.log": lambda: _over_bare("seven values by self.log in every step"),
     "BiasMonitor": lambda: _over_bare("DistillationModule with BiasMonitor", "DistillationModule"),
     "speed machine": _machine,
+    "gpu": _gpu,
+    "warm cache gpu": _gpu_alone,
     "strategy": _strategy,
     "start": _start,
     "kills": lambda: str(len(result("kill_and_resume")["trials"])),

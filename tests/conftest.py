@@ -9,12 +9,20 @@ import torch
 from file_server import server  # noqa: F401  (a fixture)
 from lightning.pytorch import Trainer
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and tiny networks lose by more
 
 MEMORY = Path("/dev/shm")
 if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4e9:  # every checkpoint is forced to the disk, which takes long
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="let the tests see a GPU, which some of them need")
+
+
+def pytest_configure(config):
+    if not config.getoption("gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_xdist_auto_num_workers():

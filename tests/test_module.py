@@ -346,6 +346,18 @@ def test_a_compiled_run_is_the_same_run(bias, trainer, tmp_path, monkeypatch):
         torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the compiler's making
+def test_a_sweep_of_compiled_runs_in_one_process(trainer, monkeypatch):
+    count, compile_ = CompilationCount(), nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **kw: compile_(self, **{**kw, "mode": None}, backend=count))
+    modes = "swap", "blend", "onehot", "revise", "none"
+    forms = [by_gamma(mode, normalize) for mode in modes for normalize in ("group", "batch")]
+    for bias in forms:  # more than Dynamo's limit for one function
+        module = DistillationModule(network(), network(), bias=bias, compile=True)
+        trainer(max_steps=1, limit_val_batches=0).fit(module, TinyData())
+    assert count.graphs >= len(forms)
+
+
 def test_weights_of_convolutions_have_their_channels_last(trainer):
     def layout(**kwargs):
         net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, CLASSES))

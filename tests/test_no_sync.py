@@ -5,6 +5,7 @@ mode watches too.
 """
 
 import copy
+import warnings
 from contextlib import contextmanager
 
 import pytest
@@ -64,9 +65,14 @@ def test_no_method_waits(name, mode):
         bias(distiller, *answers, target).total.backward()
 
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="asks the GPU itself")
+
+
 @contextmanager
 def cuda_refuses():
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that it doesn't know every wait
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
@@ -102,7 +108,7 @@ def test_no_step_waits(method, trainer, monkeypatch):
     assert watched.steps == 2 * 7  # of ten in an epoch: the first, and the fifth and tenth, are not watched
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks the GPU itself")
+@needs_gpu
 @pytest.mark.parametrize("cached", [False, True])
 def test_no_step_waits_for_the_gpu(cached, trainer, tmp_path):
     data = DigitsDataModule(train_size=640)

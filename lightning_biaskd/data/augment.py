@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_biaskd.randomness.bits import further_bits, uniform
+
+
+@cache
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers (D, 1, 1), copied to a device once, as a copy to a GPU waits for it."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def crop_and_flip(image: Tensor, bits: Tensor, padding: int, flip: bool) -> Tensor:
@@ -77,7 +84,7 @@ def scale_and_crop(
     zero = torch.zeros_like(factor)
     affine = torch.stack([mirror / factor, zero, shift[0], zero, 1 / factor, shift[1]], 1).view(-1, 2, 3)
     grid = F.affine_grid(affine, [len(image), 1, *image.shape[2:]], align_corners=False)
-    fill = 255 * torch.tensor(mean, device=image.device).view(1, -1, 1, 1)
+    fill = 255 * per_channel(tuple(mean), image.device)
     pixels = F.grid_sample(image.float() - fill, grid, mode="bilinear", align_corners=False) + fill
     inside = target.float().sub(unlabelled).unsqueeze(1)  # 0 outside
     labels = F.grid_sample(inside, grid, mode="nearest", align_corners=False).squeeze(1) + unlabelled
@@ -102,7 +109,7 @@ def cutout(image: Tensor, bits: Tensor, side: int, fill: Sequence[float]) -> Ten
     rows, columns = torch.arange(height, device=image.device), torch.arange(width, device=image.device)
     top, left = bits % height - side // 2, bits // height % width - side // 2
     covered = _within(rows, top, side)[:, None, :, None] & _within(columns, left, side)[:, None, None, :]
-    return torch.where(covered, torch.tensor(fill, device=image.device).to(image.dtype).view(1, -1, 1, 1), image)
+    return torch.where(covered, per_channel(tuple(fill), image.device).to(image.dtype), image)
 
 
 def _within(position: Tensor, start: Tensor, length: int) -> Tensor:

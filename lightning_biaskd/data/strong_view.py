@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as ops
 
+from lightning_biaskd.data.augment import per_channel
+
 
 def _moved(image: Tensor, degrees: tuple[float, float] = (0.0, 0.0), by: tuple[float, float] = (0.0, 0.0)) -> Tensor:
     """Shears about the upper left corner, then shifts by shares of width and height; new pixels are black."""
@@ -66,7 +68,7 @@ def _strong(image: Tensor, number: int) -> Tensor:
     height, width = image.shape[1:]
     side = draws[4] / 2 * width
     top, left = (int(max(0.0, at * size - side / 2)) for at, size in ((draws[5], height), (draws[6], width)))
-    patch = torch.tensor(_PATCH if len(image) == 3 else _GREY_PATCH, dtype=image.dtype, device=image.device)
+    patch = per_channel(_PATCH if len(image) == 3 else _GREY_PATCH, image.device).to(image.dtype)
     image = image.clone()
-    image[:, top : int(top + side) + 1, left : int(left + side) + 1] = patch.view(-1, 1, 1)
+    image[:, top : int(top + side) + 1, left : int(left + side) + 1] = patch
     return image

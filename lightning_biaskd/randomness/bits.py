@@ -52,7 +52,8 @@ def random_bits(seed: int | Tensor, epoch: int | Tensor, index: Tensor) -> Tenso
         >>> bool((a != b).all()), torch.equal(random_bits(0, 0, torch.tensor([1])), a[1:])
         (True, True)
     """
-    start = mix(torch.as_tensor(seed, dtype=torch.int64, device=index.device) * GOLDEN + epoch + 1)
+    # numbers stay on the CPU, as a copy to a GPU waits for it
+    start = mix(torch.as_tensor(seed, dtype=torch.int64) * GOLDEN + epoch + 1)
     return hashed(mix(start + index))
 
 

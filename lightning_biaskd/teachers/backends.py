@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.networks.compiled import compile_in_place
 from lightning_biaskd.networks.kinds import is_graph, own_dtype
 from lightning_biaskd.networks.named_inputs import Input, converted, one_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_logits
@@ -116,7 +117,7 @@ def _compiled(run: Callable[[Input], Outputs], image: Input) -> Callable[[Input]
     try:
         twin = copy.deepcopy(run)
         tap = twin.tap if isinstance(twin, _InPrecision) else cast("FeatureTap", twin)
-        tap.model.compile(fullgraph=True)
+        compile_in_place(tap.model)
         twin(image)
     except Exception as error:  # whatever in the network's code can't be copied or compiled
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_biaskd.errors import check_share
+from lightning_biaskd.networks.compiled import compile_in_place
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.networks.named_inputs import Input
 from lightning_biaskd.networks.outputs import Outputs, labels_on_grid, resized
@@ -190,7 +191,7 @@ class ClassificationModule(NetworkModule):
         super().on_fit_start()
         if self.compile_mode and not self._compiled:
             for part in self.parts_to_compile():
-                part.compile(fullgraph=True, mode=None if self.compile_mode is True else self.compile_mode)
+                compile_in_place(part, None if self.compile_mode is True else self.compile_mode)
             self._compiled = True
 
     def parts_to_compile(self) -> list[nn.Module]:
