@@ -56,7 +56,8 @@ class _TerminalLine(ProgressLine):
         self._said: tuple[str, int, float, list[str]] = ("", 0, 1, [])
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=refresh_rate)
         real = sys.stderr
-        self._live.start()  # sys.stderr is now written above the line
+        # drawn at once: what is printed before Rich's thread has drawn it first would not erase it
+        self._live.start(refresh=True)  # sys.stderr is now written above the line
         self._handlers = [handler for handler in _handlers() if handler.stream is real]
         for handler in self._handlers:
             handler.setStream(sys.stderr)

@@ -142,6 +142,12 @@ def test_a_terminal_keeps_the_last_epoch_and_one_whole_table(trainer, terminal, 
     assert not any("Epoch" in line or "Test " in line for line in left)
 
 
+def test_the_line_is_there_before_anything_is_printed_above_it(terminal):
+    line = progress_line.opened(1)
+    assert "0/1" in terminal.getvalue()  # Rich's thread draws a second later
+    line.close("")
+
+
 def test_log_messages_stand_above_the_line(trainer, terminal, monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
