@@ -14,6 +14,9 @@ CHOSEN_IN = ("strong", "shifted", "weak", "equal", "noise", "foreign")
 """The settings by which the recommended form was chosen."""
 RECOMMENDED = "run, swap by run, discount, 1 + ½"
 """The form of configs/bias/recommended.yaml."""
+AROUND = tuple(f"{method}, recommended" for method in ("PLD", "WSLD", "RLD", "DKD"))
+RIVALS = ("smoothing", "plain, 0.1 + 0.9", "MFT", *(form.partition(",")[0] for form in AROUND))
+"""Other answers to a wrong teacher; those that are methods also with the recommended form."""
 TITLES = {
     "alone": "student alone",
     "plain": "plain KD, ½ + ½",
@@ -39,7 +42,8 @@ def _settings() -> list[str]:
 
 
 def _forms() -> list[str]:
-    return [form for (form,) in names(runs("photos"), "form")]
+    """The forms around KD."""
+    return [form for (form,) in names(runs("photos"), "form") if form not in RIVALS + AROUND]
 
 
 def _of(setting: str, form: str) -> Runs:
@@ -70,6 +74,15 @@ def by_setting() -> str:
 
 def _scores(form: str) -> list[str]:
     return [spread(by_seed(_of(name, form), "acc1_last")) for name in CHOSEN_IN]
+
+
+def rivals() -> str:
+    """Other answers to a wrong teacher, by the seed that all of them have."""
+    rows = []
+    for form in (*BASELINES, "plain, 1 + ½", *RIVALS, *AROUND, RECOMMENDED):
+        found = [runs("photos", setting=name, form=form, seed="0") for name in CHOSEN_IN]
+        rows.append([f"`{form}`", *(mean(by_seed(each, "acc1_last")) for each in found)])
+    return markdown(["top-1 on test images [%], seed 0", *CHOSEN_IN], rows)
 
 
 def _margins(form: str, column: str) -> dict[str, Difference]:
@@ -153,6 +166,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "photos worst, validation": lambda: worst("val_acc1_last"),
     "photos worst, test": lambda: worst("acc1_last"),
     "photos ablation": ablation,
+    "photos rivals": rivals,
     "photos beyond": _beyond,
 }
 FIGURES: dict[str, Callable[[], str]] = {
