@@ -87,8 +87,9 @@ class Moved(DigitsDataModule):
     padding, flip = 1, True
 
 
-def test_views_are_those_of_the_cpu():
-    data = Moved(color_jitter=0.4, cutout=2)
+@pytest.mark.parametrize(("jitter", "atol"), [(0.0, 0.0), (0.4, 0.02)])  # jitter rounds to levels of pixels
+def test_views_are_those_of_the_cpu(jitter, atol):
+    data = Moved(color_jitter=jitter, cutout=2)
     data.setup()
     on_cpu = data.train_set
     on_gpu = TensorImages(on_cpu.image.clone(), on_cpu.target.clone(), on_cpu.index)
@@ -99,7 +100,7 @@ def test_views_are_those_of_the_cpu():
         device = drawn.image.device
         drawn = drawn._replace(index=drawn.index.to(device))
         views.append(data.normalized(data.training_views(drawn, random_bits(3, 1, drawn.index)).image).cpu())
-    assert torch.equal(*views)
+    torch.testing.assert_close(*views, rtol=0, atol=atol)
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +177,7 @@ def test_too_large_a_batch_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     total = torch.cuda.mem_get_info()[1]
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(2e7 / total)
+    torch.cuda.set_per_process_memory_fraction(6e6 / total)
     try:
         with pytest.raises(SystemExit) as end:
             main(["fit", "--trainer.accelerator", "gpu", "--data.batch_size", "1000"])

@@ -98,6 +98,7 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         self.repeats = 1
         self.num_samples: int | None = None
         self._affine: tuple[Tensor, Tensor] | None = None
+        self._bits: Tensor | None = None  # of the batch that is being transferred
         self._training: ResumableLoader | None = None
         self._resumed: dict[str, int] | None = None
         self.train_set: Dataset[Any] | None = None
@@ -133,12 +134,23 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
         if self.val_set is None:  # asked for, so nothing to be warned of
             warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if isinstance(batch, Batch) and self.trainer is not None and self.trainer.training:
+            # on the CPU: two dozen operations on a few numbers, each of which takes a GPU as long as one on all images
+            self._bits = self._draw(batch.index)
+        return batch
+
+    def _draw(self, index: Tensor) -> Tensor:
+        return random_bits(self.drawing_seed, cast("Trainer", self.trainer).current_epoch, index)
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not isinstance(batch, Batch):
             return batch
         trainer = self.trainer
         if trainer is not None and trainer.training:
-            batch = self.training_views(batch, random_bits(self.drawing_seed, trainer.current_epoch, batch.index))
+            bits, self._bits = self._bits, None
+            bits = self._draw(batch.index) if bits is None else bits.to(batch.image.device, non_blocking=True)
+            batch = self.training_views(batch, bits)
         elif trainer is not None and trainer.validating and self.view_count is not None:
             batch = batch._replace(view=torch.full_like(batch.index, self.view_count))  # the image as it is
         batch = batch._replace(image=self.normalized(batch.image))

@@ -270,6 +270,16 @@ def test_every_view_of_the_epoch_has_its_number(trainer):
         assert torch.equal(data.normalized(again.image), batch.image)
 
 
+class Prepared(DigitsDataModule):
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return batch  # as Lightning's own, which does nothing
+
+
+def test_a_subclass_with_a_hook_of_its_own_draws_the_same_views(trainer):
+    seen = [views(trainer, kind(val_split=0))[0] for kind in (Prepared, DigitsDataModule)]
+    assert torch.equal(*seen)
+
+
 def two_views(trainer, **kwargs):
     """Weak and strong views of one epoch by sample number, and whether both halves of each batch name the same ones."""
     module = Views()
