@@ -174,4 +174,6 @@ FIGURES: dict[str, Callable[[], str]] = {
     "photos least": _least,
     "photos noise, labels trusted": lambda: _points(_margins("run, swap, 1 + ½", "acc1_last")["noise"].mean),
     "photos foreign": lambda: _points(_margins(RECOMMENDED, "acc1_last")["foreign"].mean),
+    "photos same noise": lambda: _points(_margins(RECOMMENDED, "acc1_last")["same noise"].mean),
+    "photos noise 20 %": lambda: _points(_margins(RECOMMENDED, "val_acc1_last")["noise 20 %"].mean),
 }
