@@ -23,9 +23,9 @@ SMALL = {
 }
 
 GPU = {
-    "batches of 64": "cifar",
-    "batches of 64, `compile`, `bf16-mixed`": "cifar_bf16-mixed_compile",
-    "batches of 512, `compile`, `bf16-mixed`": "cifar_512_bf16-mixed_compile",
+    "batches of 64": ("cifar", 64),
+    "batches of 64, `compile`, `bf16-mixed`": ("cifar_bf16-mixed_compile", 64),
+    "batches of 512, `compile`, `bf16-mixed`": ("cifar_512_bf16-mixed_compile", 512),
 }
 
 
@@ -35,9 +35,9 @@ def result(name: str) -> dict[str, Any]:
     return found
 
 
-def throughput(pair: str) -> list[dict[str, Any]]:
-    """All throughput results of a pair."""
-    return [result(path.stem) for path in sorted(RESULTS.glob(f"throughput_{pair}*.json"))]
+def throughput(pair: str, place: str = "") -> list[dict[str, Any]]:
+    """All throughput results of a pair, on a CPU or with ``place="gpu_"`` on a GPU."""
+    return [result(path.stem) for path in sorted(RESULTS.glob(f"{place}throughput_{pair}*.json"))]
 
 
 def steps(title: str, rows: dict[str, tuple[str, str]]) -> str:
@@ -53,30 +53,26 @@ def steps(title: str, rows: dict[str, tuple[str, str]]) -> str:
 def gpu_steps() -> str:
     """The same on a GPU, with images per second."""
     cells = []
-    for name, file in GPU.items():
+    for name, (file, batch_size) in GPU.items():
         for form in ("no cache", "warm cache"):
             times = result(f"gpu_throughput_{file}")[form]
-            speed = int(name.split()[2].rstrip(",")) / times["ours"]
             others = (f"{times[other] / times['ours']:.2f}×" for other in ("usual", "released"))
             alone = f"{times['ours'] / times['supervised']:.2f}"
-            cells.append([f"{name}, {form}", f"{1000 * times['ours']:.1f}", f"{speed:,.0f}", *others, alone])
+            cells.append(
+                [f"{name}, {form}", f"{1000 * times['ours']:.1f}", f"{batch_size / times['ours']:,.0f}", *others, alone]
+            )
     head = ["resnet32x4 → resnet8x4, 32x32 colour", "step [ms]", "images a second"]
     return markdown([*head, "usual loop", "the paper's released script", "over the student alone"], cells)
 
 
-def _gpu_alone() -> str:
-    found = [result(f"gpu_throughput_{file}")["warm cache"] for file in GPU.values()]
-    return span((times["ours"] / times["supervised"] for times in found), 2)
-
-
 def _gpu() -> str:
-    (device,) = {result(f"gpu_throughput_{file}")["machine"]["device"] for file in GPU.values()}
+    (device,) = {found["machine"]["device"] for found in throughput("cifar", "gpu_")}
     return str(device)
 
 
-def over_the_student(pair: str) -> list[float]:
+def over_the_student(pair: str, place: str = "") -> list[float]:
     """A step with a warm cache over a supervised step of the student alone without a Trainer."""
-    return [found["warm cache"]["ours"] / found["warm cache"]["supervised"] for found in throughput(pair)]
+    return [found["warm cache"]["ours"] / found["warm cache"]["supervised"] for found in throughput(pair, place)]
 
 
 def share_of_peak(pair: str) -> list[float]:
@@ -148,7 +144,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "BiasMonitor": lambda: _over_bare("DistillationModule with BiasMonitor", "DistillationModule"),
     "speed machine": _machine,
     "gpu": _gpu,
-    "warm cache gpu": _gpu_alone,
+    "warm cache gpu": lambda: span(over_the_student("cifar", "gpu_"), 2),
     "strategy": _strategy,
     "start": _start,
     "kills": lambda: str(len(result("kill_and_resume")["trials"])),

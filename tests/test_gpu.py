@@ -12,6 +12,8 @@ from properties import batch
 from settings import SETTINGS
 from test_no_sync import cuda_refuses
 from tiny import by_gamma, network
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_biaskd import BiasStrategy, DistillationModule, TeacherCache
 from lightning_biaskd.__main__ import main
@@ -30,24 +32,13 @@ CUDA = torch.device("cuda")
 
 def on(device, value):
     """Outputs and what they hold, moved; what has gradients has its own from there on."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to(device).requires_grad_(value.requires_grad)
-    if isinstance(value, torch.nn.Module):
-        return copy.deepcopy(value).to(device)
-    if isinstance(value, tuple):
-        moved = [on(device, part) for part in value]
-        return type(value)(*moved) if hasattr(value, "_fields") else tuple(moved)
-    if isinstance(value, dict):
-        return {key: on(device, part) for key, part in value.items()}
-    return [on(device, part) for part in value] if isinstance(value, list) else value
+    value = tree_map_only(torch.Tensor, lambda x: x.detach().to(device).requires_grad_(x.requires_grad), value)
+    return tree_map_only(nn.Module, lambda module: copy.deepcopy(module).to(device), value)
 
 
 def leaves(value):
     """The tensors in it that have gradients."""
-    if isinstance(value, torch.Tensor):
-        return [value] if value.requires_grad else []
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
-    return [leaf for part in parts for leaf in leaves(part)]
+    return [x for x in tree_leaves(value) if isinstance(x, torch.Tensor) and x.requires_grad]
 
 
 def answers(name, device):

@@ -22,12 +22,9 @@ from lightning_biaskd.randomness.bits import random_bits
 class NoCopies(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        before, after = (
-            {x.device.type for x in tree_leaves(value) if isinstance(x, torch.Tensor)}
-            for value in ((args, kwargs), result)
-        )
         if "_to_copy" in str(func) or "copy_" in str(func):
-            assert len(before | after) == 1, f"{func} copies between {' and '.join(sorted(before | after))}"
+            places = {x.device.type for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)}
+            assert len(places) == 1, f"{func} copies between {' and '.join(sorted(places))}"
         return result
 
 
