@@ -225,14 +225,16 @@ def run() -> None:
         "teacher": operations(teacher, size, kind.in_channels, backward=False) * batch_size,
         "student": operations(student, size, kind.in_channels, backward=True) * batch_size,
     }
-    levers = {
-        name: getattr(args, name)
-        for name in ("batch_size", "precision", "teacher_stream", *module_args)
-        if getattr(args, name) != parser.get_default(name)
+    levers = ("batch_size", "precision", "teacher_stream", *module_args)
+    given = {
+        name: value
+        for name in (*levers, "workers", "rounds")
+        if (value := getattr(args, name)) != parser.get_default(name)
     }
     command = f"python benchmarks/throughput.py --pair {args.pair}"
-    command += "".join(f" --{name} {value}" for name, value in levers.items())
-    suffix = "".join("_" + (name if value == "true" else str(value)) for name, value in levers.items())
+    command += "".join(f" --{name} {value}" for name, value in given.items())
+    named = {name: value for name, value in given.items() if name in levers}
+    suffix = "".join("_" + (name if value == "true" else str(value)) for name, value in named.items())
     place = "gpu_" if device.type == "cuda" else ""
     save(f"{place}throughput_{args.pair}{suffix}", command, values, report(values, batch_size))
 
