@@ -34,6 +34,7 @@ TEACHERS: dict[str, tuple[list[str], int, dict[str, object]]] = {
     "noisy_photos": (PHOTOS, 12, {"data.train_size": 10000, "data.batch_size": 64, "data.label_noise": 0.4}),
     "vit": ([*PHOTOS, f"{RECIPE}/model_vit.yaml"], 12, {}),
     "bccd": (["configs/recipe/teacher_bccd.yaml"], 12, {"trainer.check_val_every_n_epoch": 4}),
+    "own": ([f"{RECIPE}/tiny_imagenet.yaml", f"{RECIPE}/model_own.yaml"], 4, {}),
     "same_kind": (SMALL, 12, {"data.train_size": 10000, "data.batch_size": 64}),
 }
 MATRICES = ("photos", "methods", "methods_vit", "camvid", "bccd", "main", "when", "full", "digits")

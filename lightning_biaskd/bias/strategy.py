@@ -44,7 +44,7 @@ class BiasStrategy(Trusting):
     scale its right ones. A method that ignores the teacher keeps all samples, with equal weights. In a
     :class:`~lightning_biaskd.WeightedSum` each part is handled separately.
 
-    The defaults are the form that was the safest of those that we measured, whatever the teacher; the paper's is
+    The defaults lost least in our measurements, over strong, weak and unrelated teachers; the paper's form is
     :meth:`paper`.
 
     Args:
@@ -55,21 +55,20 @@ class BiasStrategy(Trusting):
         space: ``"probs"`` or ``"logits"``, see :func:`~lightning_biaskd.bias.rectify_logits`.
         features: ``"drop"`` eliminates the wrong samples of methods that read features, ``"keep"`` keeps them, as if
             there were no strategy.
-        sync: sum the counts over the ranks, and let pairwise methods compare the samples of all; with ``False``
-            each rank uses its own samples alone, which is not the same method.
+        sync: sum the counts over the ranks, and let pairwise methods compare the samples of all. With ``False`` each
+            rank counts its own samples, which is another method; running accuracies are then those of rank 0.
         trust: multiplies the loss of each sample by the trust in the teacher on it: ``"student"``, ``"wsld"`` or
             ``"bounded"`` compare both networks on the sample, see :mod:`lightning_biaskd.bias.trust`; ``"run"`` and
             ``"class"`` compare their running accuracies, see
             :class:`~lightning_biaskd.bias.running_trust.RunningTrust`; ``None`` is 1 everywhere.
-        label_trust: how much of a correction is made, as the label may be wrong and the teacher right. The student
-            arbitrates: ``"student"`` is its preference for the label on the sample, see
-            :func:`~lightning_biaskd.bias.trust.label`; ``"run"`` compares how often it agreed with the label and with
-            the teacher, of late, where the two differ; ``None`` makes every correction in full. Without effect in modes
-            ``"none"`` and ``"drop"``.
-        discount: d in [0, 1], how much of its cross-entropy a label loses to a teacher that contradicts it, if the
-            label has no trust and the teacher has. With trust :math:`c_i` in the label and :math:`t_i` in the teacher,
-            such a cross-entropy weighs :math:`w_{ce}\,(1 - d\,t_i (1 - c_i))`. Without effect where
-            ``label_trust`` has none.
+        label_trust: share :math:`c_i` of each correction that is made, because the label may be wrong and the teacher
+            right. The student decides: ``"student"`` uses its preference for the label on the sample, see
+            :func:`~lightning_biaskd.bias.trust.label`; ``"run"`` compares how often it recently agreed with the label
+            and with the teacher where the two differ; ``None`` makes every correction in full. Without effect where no
+            logits are corrected: in modes ``"none"`` and ``"drop"``, and on methods that read features or no teacher.
+        discount: d in [0, 1], the largest share of its cross-entropy that a label loses, if the teacher contradicts it,
+            the teacher is trusted and the label is not. With trust :math:`t_i` in the teacher, the cross-entropy of
+            such a sample weighs :math:`w_{ce}\,(1 - d\,t_i (1 - c_i))`. Without effect where ``label_trust`` has none.
         refund: give the weight that the teacher loses on a sample back to its cross-entropy. With :math:`a_i` the share
             that elimination, γ and trust leave to a sample (``trust`` of :class:`BiasLoss`), the step's loss is the
             mean of :math:`(w_{ce} + w_{kd}(1 - a_i))\,\mathrm{CE}_i + w_{kd}\, a_i \ell_i`. ``normalize="batch"`` only.
@@ -189,14 +188,15 @@ class BiasStrategy(Trusting):
         n_right, n_wrong = self.count(right, wrong, rows, ranks)
         size = n_right + n_wrong if rows.known is None else (n_right + n_wrong).clamp_min(1)
         logits = rows.student.logits, rows.teacher.logits
-        trust, amount = self.trust_in(*logits, rows.target), self.label_trust_in(*logits, rows.target)
+        trust = self.trust_in(*logits, rows.target)
+        corrects = any(self.corrects(term) for term, _ in distiller.terms())
+        amount = self.label_trust_in(*logits, rows.target) if corrects else None
         total = right_part = rectified_part = torch.zeros_like(self.gamma)
         for term, weight in distiller.terms():
             used = self.uses_wrong(term)
             corrected, keep = self._corrected(term, rows, amount), rows.known if used else right
             losses = row_losses(term, rows, corrected, keep, joined=ranks > 1)
-            trusted = None if term.reads == "nothing" else trust
-            losses = losses if trusted is None else losses * trusted
+            losses = losses if trust is None or term.reads == "nothing" else losses * trust
             masked = not used and len(rows.shape) > 1 and term.dense == "images"  # wrong pixels left out of features
             by_batch = self.normalize == "batch" or (used and term.reads != "logits") or masked
             scaled = losses * (ranks * weight)
@@ -242,9 +242,13 @@ class BiasStrategy(Trusting):
             return self.mode != "drop"
         return term.reads == "nothing" or self.features == "keep"
 
+    def corrects(self, term: Distiller) -> bool:
+        """Whether the teacher's wrong logits are corrected before a method gets them."""
+        return term.reads == "logits" and self.mode in CORRECTIONS
+
     def _corrected(self, term: Distiller, rows: Rows, amount: Tensor | None) -> Tensor | None:
         """What a method gets in place of the teacher's logits; ``None`` for those that it gave."""
-        if term.reads != "logits" or self.mode not in CORRECTIONS:
+        if not self.corrects(term):
             return None
         if not self.per_teacher:
             return self.rectified(term, rows.teacher.logits, rows.target, amount)
@@ -256,7 +260,7 @@ class BiasStrategy(Trusting):
         return corrected_singly(rows, correct)
 
     def rectified(self, term: Distiller, logits: Tensor, target: Tensor, amount: Tensor | None = None) -> Tensor | None:
-        """The teacher's logits as a method gets them, or ``None`` if the strategy corrects nothing for it.
+        """The teacher's logits as a method gets them; ``None`` if the strategy corrects nothing for it.
 
         Args:
             term: a single method.
@@ -264,10 +268,10 @@ class BiasStrategy(Trusting):
             target: (B,) labels.
             amount: (B,) how much of each correction is made; ``None`` for all of it.
         """
-        if term.reads != "logits" or self.mode not in CORRECTIONS:
+        if not self.corrects(term):
             return None
-        revision = self.eta, self.lift_right
-        return rectify_logits(logits, target, self.mode, term.temperature, self.space, *revision, amount)
+        how = self.mode, term.temperature, self.space, self.eta, self.lift_right
+        return rectify_logits(logits, target, *how, amount)
 
     def logged(self, loss: BiasLoss) -> dict[str, Tensor]:
         """The scalars that a training step logs."""

@@ -21,7 +21,7 @@ from lightning_biaskd.renamed import refuse_renamed_methods
 from lightning_biaskd.training.batches import images_of, labelled
 from lightning_biaskd.training.checks import check_labels, check_student_outputs
 from lightning_biaskd.training.network import NetworkModule
-from lightning_biaskd.training.step import Step, accuracy, cross_entropy, of_all_ranks
+from lightning_biaskd.training.step import Step, accuracy, checked_rows, cross_entropy, mean_of_known, of_all_ranks
 
 
 class ClassificationModule(NetworkModule):
@@ -128,15 +128,20 @@ class ClassificationModule(NetworkModule):
         outputs = self.outputs_of(image)
         self.check_batch(batch_idx, target, outputs.logits)
         target = labels_on_grid(target, outputs.logits)
-        loss, known = self.cross_entropy(outputs.logits, target), None
-        if self.ignore_index is not None:
-            known = target != self.ignore_index
+        losses = checked_rows(self.cross_entropy(outputs.logits, target), outputs.logits)
+        known = None if self.ignore_index is None else target != self.ignore_index
+        loss = mean_of_known(losses, known)
+        if known is not None:
             loss = of_all_ranks(loss, known)
         logged = {"train/loss": loss, "train/loss_ce": loss, "train/acc1": accuracy(outputs.logits, target, known)}
         return Step(loss, {name: value.detach() for name, value in logged.items()}, outputs)
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of logits (B, C, …) against labels (B, …) or mixed ones (B, C)."""
+        """Cross-entropy (B, …) of logits (B, C, …) with each label (B, …), or mixed one (B, C); 0 if it is ignored.
+
+        An override may give the mean (a scalar) instead, unless a strategy with ``refund`` or ``discount`` weighs the
+        samples.
+        """
         return cross_entropy(logits, target, self.label_smoothing, self.ignore_index)
 
     def evaluate(self, stage: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor] | None:

@@ -81,7 +81,7 @@ class DetectionModule(NetworkModule):
         outputs, _ = as_rows(self.model, own, found)
         flat, deltas = torch.cat(found.labels), torch.cat(found.deltas)
         known = torch.ones_like(flat, dtype=torch.bool)
-        ce = of_all_ranks(cross_entropy(own.logits, flat), known)
+        ce = of_all_ranks(cross_entropy(own.logits, flat).mean(), known)
         parts = {"ce": ce, "box": of_all_ranks(box_loss(own, flat, deltas), known)}
         parts |= {name.removeprefix("loss_"): value for name, value in found.losses.items()}
         loss = torch.stack(list(parts.values())).sum()

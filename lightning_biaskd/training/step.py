@@ -140,15 +140,19 @@ class Distillation(nn.Module):
         teacher, target = on_one_grid(student, teacher, target)
         if index is not None:
             student = with_index(student, index)
-        ce = self.cross_entropy(student.logits, target)
+        rows = checked_rows(self.cross_entropy(student.logits, target), student.logits)
         kd = self.bias(self.distiller, student, teacher, target, self.ignore_index)
         if teacher.members is not None:  # as the strategy did
             teacher = weighed(teacher, target if kd.known is None else torch.where(kd.known, target, 0))
-        if kd.known is not None:  # the mean over this rank's samples becomes that over the samples of all ranks
-            ce = ce * (kd.known.sum() * cast("Tensor", kd.unit))
+        ce = _mean(rows, kd)
         loss = self.ce_weight * ce + self.kd_weight * kd.total
-        if (weights := self._moved(kd)) is not None:
-            loss = loss + self._weighed(weights, student.logits, target, kd)
+        if (change := self._weight_change(kd)) is not None:
+            if rows.ndim == 0:
+                raise UserError(
+                    "your cross_entropy gives a mean, but refund and discount weigh each sample: return the "
+                    "losses (B,), with reduction='none', or set bias.refund false and bias.discount 0"
+                )
+            loss = loss + _mean(change * rows, kd)
         logged = {
             "train/loss": loss,
             "train/loss_ce": ce,
@@ -158,29 +162,17 @@ class Distillation(nn.Module):
         }
         return Step(loss, {name: value.detach() for name, value in logged.items()}, student, teacher, kd.trust)
 
-    def _moved(self, kd: BiasLoss) -> Tensor | None:
-        """By how much the cross-entropy of each sample weighs more or less than ``ce_weight``."""
+    def _weight_change(self, kd: BiasLoss) -> Tensor | None:
+        """By how much the cross-entropy of each sample weighs more or less than ``ce_weight``; ``None`` for nothing."""
         refund = isinstance(self.bias, BiasStrategy) and self.bias.refund
         gained = self.kd_weight * (1 - cast("Tensor", kd.trust)) if refund else None
-        if kd.discount is None:
+        if kd.discount is None or not self.kd_weight:
             return gained
         lost = self.ce_weight * kd.discount
         return -lost if gained is None else gained - lost
 
-    def _weighed(self, weights: Tensor, logits: Tensor, target: Tensor, kd: BiasLoss) -> Tensor:
-        """The cross-entropy with a weight for each sample."""
-        rows = F.cross_entropy(
-            at_least_float32(logits),
-            target,
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-            ignore_index=_NONE if self.ignore_index is None else self.ignore_index,
-        )
-        weighed = weights * rows
-        return weighed.mean() if kd.known is None else weighed.sum() * cast("Tensor", kd.unit)
-
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of the student's logits (B, C, …) against labels (B, …), of those that are known."""
+        """Cross-entropy (B, …) of the student's logits (B, C, …) with each label (B, …); 0 for ``ignore_index``."""
         return cross_entropy(logits, target, self.label_smoothing, self.ignore_index)
 
     @property
@@ -241,16 +233,36 @@ class Distillation(nn.Module):
 def cross_entropy(
     logits: Tensor, target: Tensor, label_smoothing: float = 0.0, ignore_index: int | None = None
 ) -> Tensor:
-    """Mean cross-entropy of logits (B, C, …) against labels (B, …) or mixed ones (B, C), in at least float32.
+    """Cross-entropy (B, …) of logits (B, C, …) with each label (B, …) or mixed one (B, C), in at least float32.
 
-    Labels ``ignore_index`` don't count; if all of them are, the loss is 0.
+    It is 0 where the label is ``ignore_index``.
     """
     logits = at_least_float32(logits)
     target = target.to(logits) if target.is_floating_point() else target
-    if ignore_index is None:
-        return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
-    total = F.cross_entropy(logits, target, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction="sum")
-    return total / (target != ignore_index).sum().clamp_min(1)
+    ignored = _NONE if ignore_index is None else ignore_index
+    return F.cross_entropy(logits, target, ignore_index=ignored, label_smoothing=label_smoothing, reduction="none")
+
+
+def checked_rows(losses: Tensor, logits: Tensor) -> Tensor:
+    """The result of a ``cross_entropy`` that a subclass may have overridden.
+
+    Raises:
+        UserError: neither a loss for each sample nor a scalar.
+    """
+    shape = logits.shape[:1] + logits.shape[2:]
+    if losses.ndim and losses.shape != shape:
+        raise UserError(f"cross_entropy gives {tuple(losses.shape)}: return a loss for each sample, {tuple(shape)}")
+    return losses
+
+
+def mean_of_known(losses: Tensor, known: Tensor | None = None) -> Tensor:
+    """Mean of losses (B, …) over the labels that are known (B, …), ``None`` for all; 0 if there is none.
+
+    A scalar is taken for the mean.
+    """
+    if losses.ndim == 0 or known is None:
+        return losses.mean()
+    return losses.sum() / known.sum().clamp_min(1)
 
 
 def of_all_ranks(loss: Tensor, known: Tensor) -> Tensor:
@@ -274,3 +286,10 @@ def accuracy(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Ten
     target = target.argmax(1) if target.is_floating_point() else target
     hit = logits.detach().argmax(1) == target
     return hit.float().mean() if known is None else (hit & known).sum() / known.sum().clamp_min(1)
+
+
+def _mean(losses: Tensor, kd: BiasLoss) -> Tensor:
+    """Mean over the known samples of all ranks, as DDP averages."""
+    if kd.known is None:
+        return losses.mean()
+    return mean_of_known(losses, kd.known) * (kd.known.sum() * cast("Tensor", kd.unit))
