@@ -27,6 +27,13 @@ def test_unknown_classes_have_next_to_no_probability_and_leave_the_others_as_the
     assert mapped.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [(4, 5), (7, 3)])
+def test_maps_are_mapped_pixel_by_pixel(size):
+    maps = torch.randn(2, 3, *size)
+    pixels = maps.movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(ClassMap(SUBSET)(maps).movedim(1, -1).flatten(0, -2), ClassMap(SUBSET)(pixels))
+
+
 @pytest.mark.parametrize("mode", ["swap", "blend", "onehot", "revise"])
 def test_a_teacher_is_wrong_on_what_it_does_not_know_and_corrected_there(mode):
     logits = ClassMap(SUBSET)(torch.tensor([[4.0, 1.0, 0.0]] * 3))

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_biaskd.bias.joined_batch import losses_on_joined_batch
 from lightning_biaskd.distillers import MLKD, LogitStandardization
+from lightning_biaskd.distributed.gather import gather
 
 SIZE, CLASSES = 8, 6
 CASES = {**SETTINGS, "two views": Setting(LogitStandardization(MLKD(views=2)))}
@@ -76,7 +77,15 @@ def run_rank(rank, world, folder):
             results[key] = result / world  # as DDP averages gradients and Lightning logged values
         if rank == 0:
             torch.save(results, f"{folder}/results.pt")
+        torch.save(gathered(rank, world), f"{folder}/gathered_{rank}.pt")
         torch.save(remembered(rank, world), f"{folder}/memories_{rank}.pt")
+
+
+def gathered(rank, world):
+    """Gradients of two tensors that each rank gathers and adds: autograd hands both the same tensor."""
+    own = [torch.full((2, 3), float(rank + 1), requires_grad=True) for _ in range(2)]
+    loss = (sum(gather(x) for x in own) * torch.arange(1.0, 2 * world + 1).unsqueeze(1)).sum()
+    return torch.autograd.grad(loss, own)
 
 
 def remembered(rank, world):
@@ -111,6 +120,14 @@ def same(folder):
 def test_the_gradient_of_several_processes_is_that_of_one(same):
     different = [key for key, equal in same.items() if key[3] and not equal]
     assert not different
+
+
+def test_tensors_that_are_gathered_and_added_have_gradients_of_their_own(folder):
+    paths = sorted(folder.glob("gathered_*.pt"))
+    for rank, path in enumerate(paths):
+        rows = len(paths) * torch.tensor([2.0 * rank + 1, 2.0 * rank + 2])  # from the loss of each rank
+        for gradient_of_one in torch.load(path):
+            torch.testing.assert_close(gradient_of_one, rows.unsqueeze(1).expand(2, 3))
 
 
 def test_several_processes_remember_as_one_without_sending_memories(folder):

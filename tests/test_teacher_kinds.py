@@ -20,7 +20,7 @@ from lightning_biaskd import (
 )
 from lightning_biaskd.audit import audit
 from lightning_biaskd.data import DigitsDataModule
-from lightning_biaskd.distillers import FitNet
+from lightning_biaskd.distillers import KDSVD, NST, FitNet
 from lightning_biaskd.models import CIFARResNet, resnet8
 from lightning_biaskd.networks.inputs import InputConversion
 from lightning_biaskd.training.fill_cache import fill_cache
@@ -118,6 +118,23 @@ def test_every_path_runs_it(kind, trainer, tmp_path):
 def test_every_precision_runs_it(kind, precision, trainer, tmp_path):
     module = DistillationModule(student(), TEACHERS[kind](tmp_path))
     trainer(precision=precision, limit_train_batches=1, limit_val_batches=1).fit(module, data())
+
+
+@pytest.mark.parametrize("backend", ["plain", "fast"])
+def test_a_precision_of_its_own_outlives_that_of_the_run(backend, trainer):
+    teacher, image = net(), torch.randn(4, 1, 8, 8)
+    before, expected = snapshot(teacher), teacher(image)
+    module = DistillationModule(student(), teacher, teacher_backend=backend, teacher_precision="32")
+    trainer(precision="bf16-true", limit_train_batches=1, limit_val_batches=1).fit(module, data())
+    assert module.student.fc.weight.dtype == torch.bfloat16
+    assert unchanged(before, module.teacher.model)
+    torch.testing.assert_close(module.teacher(image).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("distiller", [NST(), KDSVD()])
+def test_features_in_two_precisions_are_compared_in_the_higher(distiller, trainer):
+    module = DistillationModule(student(), net(), distiller, teacher_precision="32")
+    trainer(precision="64-true", limit_train_batches=1, limit_val_batches=1).fit(module, data())
 
 
 def test_half_precision_follows_what_is_asked(tmp_path):

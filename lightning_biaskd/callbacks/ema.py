@@ -37,7 +37,8 @@ class EMA(Callback):
         warmup: average over fewer steps at the beginning of a run.
 
     Raises:
-        UserError: a decay outside [0, 1), a module without ``model``, or weights sharded by ``ModelParallelStrategy``.
+        UserError: a decay outside [0, 1), a module without ``model``, weights in half precision, or weights sharded by
+            ``ModelParallelStrategy``.
     """
 
     steers_training = True
@@ -72,6 +73,11 @@ class EMA(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps = trainer.global_step
         current = _tensors(pl_module)
+        if coarse := next((t.dtype for t in current if t.is_floating_point() and t.dtype.itemsize < 4), None):
+            raise UserError(
+                f"an average of weights in {str(coarse).removeprefix('torch.')} would hardly move, as its steps are "
+                "rounded away: train with --trainer.precision bf16-mixed or 32-true, or leave EMA out"
+            )
         others = self._others or current
         self._others = [other.to(own.device, copy=True) for other, own in zip(others, current, strict=True)]
 

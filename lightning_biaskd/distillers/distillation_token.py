@@ -42,8 +42,8 @@ class DistillationToken(Wrapper):
         token_head: the layer that gives the logits of the distillation token.
 
     Raises:
-        UserError: one layer for both heads, or an inner method on features; before training, a layer that doesn't give
-            (B, C), or a network that returns two logits in training.
+        UserError: one layer for both heads, or an inner method on features or a sum; before training, a layer that
+            doesn't give (B, C), or a network that returns two logits in training.
 
     Example:
         >>> import torch
@@ -60,12 +60,13 @@ class DistillationToken(Wrapper):
         inner = Hard() if distiller is None else distiller
         if head == token_head:
             raise UserError(f"DistillationToken needs two heads, and got {head!r} for both: name two layers")
-        for term, _ in inner.terms():
-            if term.reads == "features":
-                raise UserError(
-                    f"DistillationToken wraps methods on logits, and {type(term).__name__} reads features: put it "
-                    "beside DistillationToken in a WeightedSum"
-                )
+        if next(inner.terms())[0] is not inner:
+            raise UserError("DistillationToken wraps one method: in a sum, wrap each part")
+        if inner.reads == "features":
+            raise UserError(
+                f"DistillationToken wraps methods on logits, and {type(inner).__name__} reads features: put it "
+                "beside DistillationToken in a WeightedSum"
+            )
         super().__init__(inner)
         self.soft_labels = inner.soft_labels
         self.head = head

@@ -22,9 +22,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad[rank()]
+        summed = grad.clone(memory_format=torch.contiguous_format)  # autograd may use the same tensor elsewhere
+        dist.all_reduce(summed)
+        return summed[rank()]
 
 
 def gather(x: Tensor, views: int = 1) -> Tensor:

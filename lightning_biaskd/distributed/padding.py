@@ -8,17 +8,15 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.data import DistributedSampler
 
 
-def unpadded_rows(loaders: Any, batch_idx: int, rows: int, dataloader_idx: int = 0) -> int:
+def unpadded_rows(loaders: Any, batch_idx: int, rows: int) -> int:
     """Number of leading rows of a batch that are not sampler padding.
 
     A DistributedSampler repeats the first images at the end, so that all processes have equally many.
 
     Args:
-        loaders: a loader, or what Lightning takes for several: a list, tuple or dict of loaders, nested or not, or a
-            ``CombinedLoader``.
+        loaders: one loader, or a list, tuple, dict or ``CombinedLoader`` that holds it.
         batch_idx: number of the batch in its loader.
         rows: of the batch.
-        dataloader_idx: which of the loaders gave the batch.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -26,7 +24,7 @@ def unpadded_rows(loaders: Any, batch_idx: int, rows: int, dataloader_idx: int =
         >>> unpadded_rows({"val": [loader]}, batch_idx=0, rows=3)
         2
     """
-    loader = flattened(loaders)[dataloader_idx]
+    (loader,) = flattened(loaders)
     batches = getattr(loader, "batch_sampler", None)
     sampler, size = getattr(batches, "sampler", None), getattr(batches, "batch_size", None)
     if not isinstance(sampler, DistributedSampler) or not size:

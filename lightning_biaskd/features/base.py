@@ -191,9 +191,10 @@ def unit(x: Tensor, dim: int = 1) -> Tensor:
 
 
 def full_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product in the precision of its factors, also under autocast."""
+    """The matrix product in the higher precision of its factors, also under autocast."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
     with torch.autocast(a.device.type, enabled=False):
-        return a @ b
+        return a.to(dtype) @ b.to(dtype)
 
 
 def pairs_kept(x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -29,13 +29,15 @@ class ClassMeans(Metric):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.add_state("total", torch.zeros(num_classes), dist_reduce_fx="sum")
-        self.add_state("seen", torch.zeros(num_classes), dist_reduce_fx="sum")
+        self.add_state("seen", torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, target: Tensor) -> None:
         """Adds a batch."""
         value = value.detach().to(self.total)
-        self.total.index_add_(0, target, value)
-        self.seen.index_add_(0, target, torch.ones_like(value))
+        self.total += torch.zeros_like(self.total).index_add_(
+            0, target, value
+        )  # added one by one, values are lost in a large sum
+        self.seen.index_add_(0, target, torch.ones_like(target))
 
     def compute(self) -> Tensor:
         """The means."""

@@ -30,7 +30,7 @@ class ClassMap(nn.Module):
         UserError: an output that the network doesn't have, or no class that it knows.
 
     Shape:
-        (N, T) to (N, C).
+        (N, T, …) to (N, C, …).
 
     Example:
         >>> ClassMap([2, -1, 0])(torch.tensor([[5.0, 6.0, 7.0]]))
@@ -55,7 +55,7 @@ class ClassMap(nn.Module):
             raise UserError(f"the class map names output {self.last} of a network that has {logits.shape[1]}")
         if self.complete:
             return logits.index_select(1, self.index)
-        unknown = self.index < 0
+        unknown = (self.index < 0).view(-1, *[1] * (logits.ndim - 2))
         known = logits.index_select(1, self.index.clamp_min(0))
         least = known.masked_fill(unknown, torch.inf).amin(1, keepdim=True)
         return torch.where(unknown, least - _GAP, known)

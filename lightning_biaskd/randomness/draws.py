@@ -37,8 +37,8 @@ class Draws(nn.Module):
         """
         if index is None:
             raise UserError(
-                "random numbers are drawn for each image, so the method needs its index: pass with_index(student, "
-                "index)"
+                "random numbers are drawn for each image, so the method needs its index: call "
+                "distillation(input, target, index), or give the method with_index(student, index)"
             )
         bits = random_bits(self.seed, self.epoch, index)
         return hashed(bits.unsqueeze(1) + torch.arange(count, device=index.device))

@@ -12,8 +12,8 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import fingerprint
 from lightning_biaskd.networks.class_map import ClassMap
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
-from lightning_biaskd.networks.kinds import graph_constants, is_graph, unwrapped
-from lightning_biaskd.networks.named_inputs import Input, one_of
+from lightning_biaskd.networks.kinds import graph_constants, is_graph, own_dtype, unwrapped
+from lightning_biaskd.networks.named_inputs import Input, converted, one_of
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.weights import load_weights
@@ -131,9 +131,18 @@ class FrozenTeacher(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.model._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.model._apply(self._in_own_precision(fn), recurse)  # type: ignore[no-untyped-call]
         self._run = None
         return self
+
+    def _in_own_precision(self, fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """What moves a tensor as ``fn`` does, and leaves its precision if the teacher was given one."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if self.precision is None or result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return moved
 
     @property
     def members(self) -> tuple[FrozenTeacher, ...]:
@@ -209,7 +218,8 @@ class FrozenTeacher(nn.Module):
 
     def _prepare(self, image: Input) -> None:
         if not self._tried:
-            self.fault = tried(self._tap, plain(self._tap), image)
+            own = own_dtype(self.model)
+            self.fault = tried(self._tap, plain(self._tap), image if own is None else converted(image, own))
             self._tried = True
         backend = self.backend if self.fault is None else "plain"  # what is prepared is compared with the network
         self._run = accelerate(self._tap, image, backend, self.precision)

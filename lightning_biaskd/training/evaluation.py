@@ -49,10 +49,10 @@ class EvaluatedModule(LightningModule):
         """
         raise NotImplementedError
 
-    def own_rows(self, stage: str, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> int:
+    def own_rows(self, stage: str, batch: Sequence[Any], batch_idx: int) -> int:
         """Number of leading rows of an evaluation's batch that count; under DDP the last batch may be padded."""
         loaders: Any = getattr(self.trainer, f"{stage}_dataloaders")
-        return unpadded_rows(loaders, batch_idx, len(batch[1]), dataloader_idx)
+        return unpadded_rows(loaders, batch_idx, len(batch[1]))
 
     def count_accuracy(self, prefix: str, logits: Tensor, target: Tensor) -> None:
         """Adds a batch to the scores logged under ``{prefix}acc1`` and so on.

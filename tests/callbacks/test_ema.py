@@ -205,6 +205,12 @@ def test_an_impossible_decay_is_one_line(decay):
         EMA(decay)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_an_average_that_would_not_move_is_refused(precision, trainer):
+    with pytest.raises(UserError, match="would hardly move.*bf16-mixed or 32-true"):
+        trainer(precision=precision, callbacks=[EMA()]).fit(ClassificationModule(network()), TinyData())
+
+
 def test_a_module_without_a_network_is_one_line(trainer):
     with pytest.raises(UserError, match="LightningModule has none"):
         EMA().setup(trainer(), LightningModule(), "fit")

@@ -19,6 +19,7 @@ from lightning_biaskd.metrics import (
     BeyondTeacher,
     BiasRate,
     CalibrationError,
+    ClassMeans,
     Contingency,
     DistributionGap,
     Means,
@@ -277,3 +278,11 @@ def test_top5_needs_five_classes(classes, names):
     for name, value in values.items():
         top = logits.topk(int(name[3:]), dim=1).indices
         assert value.item() == pytest.approx((top == target[:, None]).any(1).float().mean().item())
+
+
+def test_class_means_count_beyond_what_float32_can():
+    metric = ClassMeans(2)
+    many, target = torch.ones(2**24), torch.zeros(2**24, dtype=torch.long)
+    for value in (many, torch.zeros_like(many)):
+        metric.update(value, target)
+    assert metric.compute()[0] == 0.5
