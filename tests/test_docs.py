@@ -1,5 +1,6 @@
 """What the documents say runs: docstring examples, README, pages and notebooks."""
 
+import ast
 import doctest
 import importlib
 import json
@@ -132,3 +133,31 @@ def test_what_a_notebook_shows_is_small_and_of_no_machine_in_particular(path):
     for output in outputs:
         said = "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
         assert not re.search(r"/(home|root|tmp|Users|work)/|site-packages|Warning", said), said
+
+
+def told():
+    """The texts of the package, without the values that they are filled with."""
+    texts = []
+    for path in Path(lightning_biaskd.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(part.value for part in node.values if isinstance(part, ast.Constant)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def words_of(message):
+    """The runs of at least two words in a message that can be no values."""
+    parts = re.split(r"'[^']*'|[^a-z_' ()-]+|\b[A-Z]\w*", message)
+    return [run.strip() for run in parts if " " in run.strip()]
+
+
+def test_the_messages_that_are_explained_are_those_that_are_told():
+    page, texts = PAGES["docs/troubleshooting"].split("## Common pitfalls elsewhere")[0], told()
+    cells = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ") and "Lightning: " not in line]
+    runs = [run for cell in cells for message in re.findall(r"`([^`]+)`", cell) for run in words_of(message)]
+    assert len(runs) > 60
+    parts = {run: (run, run.split(" ", 1)[1], run.rsplit(" ", 1)[0]) for run in runs}  # either end may be a value
+    stale = [run for run, forms in parts.items() if not any(form in texts for form in forms)]
+    assert not stale
