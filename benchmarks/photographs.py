@@ -119,7 +119,7 @@ def headline() -> str:
         [
             "top-1 on test images [%]",
             "teacher",
-            "its wrong views",
+            "teacher wrong on [% of training views]",
             *TITLES.values(),
             "recommended − the better of alone and plain KD, ½ + ½",
         ],

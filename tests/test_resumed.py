@@ -141,7 +141,7 @@ def test_a_dropped_average_leaves_what_was_averaged(trainer, tmp_path):
         def on_train_start(self, trainer, pl_module):
             first.append({name: value.clone() for name, value in pl_module.state_dict().items()})
 
-    with pytest.warns(UserWarning, match="goes on from the weights that were averaged"):
+    with pytest.warns(UserWarning, match="goes on from the trained weights, not from their average"):
         fit(trainer, tmp_path / "b", [First()], tmp_path / "epoch.ckpt", ema=False)
     assert same(first[0], raw)
 

@@ -133,8 +133,8 @@ class AuditReport:
             )
         else:
             found = (
-                f"At most {self.wrong:,} of {self.views:,} answers ({self.wrong_rate:.1%}) can be corrected; on all "
-                "others the strategy changes weights alone."
+                f"At most {self.wrong:,} of {self.views:,} outputs ({self.wrong_rate:.1%}) can be corrected; for all "
+                "others, the strategy changes only the weight."
             )
         if self.wrong_rate < ALMOST_NONE and self.balance == "complement":
             found += " With balance=complement it still fades right knowledge out: choose ramp, or bias null."
@@ -158,8 +158,8 @@ class AuditReport:
             done = f"Mode {self.mode} corrects them; the label does not end on top on {kept} of them."
             if self.label_trust is not None:
                 done = (
-                    f"Mode {self.mode} corrects them as far as the student sides with the label "
-                    f"(label_trust={self.label_trust}); in full, the label does not end on top on {kept} of them."
+                    f"Mode {self.mode} corrects them in part, as label_trust={self.label_trust} decides. Corrected in "
+                    f"full, {kept} would still have another class on top."
                 )
         if self.normalize == "group" and 0 < self.wrong < self.views and self.mode != "drop" and self.corrections:
             ratio = (self.views - self.wrong) / self.wrong

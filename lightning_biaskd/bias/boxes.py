@@ -1,4 +1,4 @@
-"""Box regression: whose box a student learns."""
+"""Box regression: which box the student is trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a strategy makes of a batch."""
+"""The result of a strategy for one batch."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ def check_same_classes(teacher: Tensor, student: Tensor) -> None:
     """
     if teacher.shape[1] != student.shape[1]:
         raise UserError(
-            f"the teacher gives {teacher.shape[1]} classes and the student {student.shape[1]}: both must be built for "
-            "the same classes, or teacher_classes say which output stands for which"
+            f"the teacher gives {teacher.shape[1]} classes and the student {student.shape[1]}: build both for the "
+            "same classes, or map the teacher's outputs with teacher_classes"
         )
 
 
@@ -169,7 +169,7 @@ def _refuse_labels(logits: Tensor, target: Tensor) -> NoReturn:
     if target.is_floating_point() and target.shape == logits.shape:
         raise UserError(
             "mixed images have no single label for a teacher to be right on: distil without MixUp and CutMix "
-            "(data.mix null)"
+            "(data.mix null); several labels for one image (multi-label data) are not supported"
         )
     wanted, kind = (len(logits), *logits.shape[2:]), str(target.dtype).removeprefix("torch.")
     raise UserError(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 MEMORY = 3000
-"""How many of the last samples the running accuracies are of."""
+"""Number of recent samples that the running accuracies cover."""
 CLASS_MEMORY = 200
-"""How many of the last samples of a class its running accuracies are of."""
+"""Number of recent samples of a class that its running accuracies cover."""
 
 
 class RunningTrust(nn.Module):
@@ -19,8 +19,8 @@ class RunningTrust(nn.Module):
     .. math:: a = \mathrm{clip}\Big(\frac{A_T - A_S}{\sigma} + \frac12,\ 0,\ 1\Big)
 
     with :math:`A_T` and :math:`A_S` the accuracies of teacher and student on the last 3,000 training views, or on the
-    last 200 views of the sample's class. So a student that has overtaken its teacher by :math:`\sigma / 2` is let go.
-    Older samples fade: with b new ones, the weight of all before is multiplied by :math:`1 - b / 3000`.
+    last 200 views of the sample's class. Trust is 0 once the student leads by :math:`\sigma / 2`. Older samples fade:
+    with b new ones, the weight of all before is multiplied by :math:`1 - b / 3000`.
 
     The same rule weighs labels against the teacher where the two differ. Then the samples are those on which the
     teacher is wrong, and the accuracies are the shares of them on which the student gives the label or the teacher's

@@ -22,8 +22,8 @@ class EMA(Callback):
 
     after optimizer step :math:`s = 0, 1, \dots`; :math:`d_s = d` with ``warmup=False``. It averages the parameters and
     buffers of ``module.model``, which is the student of a DistillationModule or the network of a ClassificationModule.
-    It does not average the teacher or the method's own parameters. Integer buffers are copied. The average does not
-    change training.
+    It does not average the teacher or the method's own parameters, so a network that ``SimKD`` or ``NORM``
+    deploys has these as they are. Integer buffers are copied. The average does not change training.
 
     Validation uses the average, and so does the network after the fit. A checkpoint stores the average under
     ``"state_dict"``, which ``test``, ``load_weights`` and ``export`` read. It stores the trained weights under

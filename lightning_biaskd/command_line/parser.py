@@ -29,8 +29,8 @@ from lightning_biaskd.training.passes import QUIET
 from lightning_biaskd.training.run_folder import link_last, run_folder, write_to
 
 _CKPT_PATH = (
-    "A checkpoint's path, or last: the checkpoint that is furthest in training, of all runs of this name, where their "
-    "ModelCheckpoint callbacks write. A fit that finds none starts a new run; any other command then says so."
+    "A checkpoint's path, or last: the checkpoint that is furthest in training among all runs of this name, searched "
+    "where their ModelCheckpoint callbacks write. If there is none, fit starts a new run and any other command fails."
 )
 
 

@@ -1,4 +1,4 @@
-"""The teacher: part of every step, but of nothing that is trained, saved or sent."""
+"""The frozen teacher: it runs in every step, but is never trained, saved or communicated."""
 
 from __future__ import annotations
 

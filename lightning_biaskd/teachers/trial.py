@@ -1,4 +1,4 @@
-"""What a network shows in its first calls: whether it can be used as a teacher."""
+"""Checks in the first calls whether a network can be used as a teacher."""
 
 from __future__ import annotations
 

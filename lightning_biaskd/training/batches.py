@@ -38,7 +38,7 @@ def labelled(batch: Any, batch_idx: int, mixed: bool = False) -> Sequence[Any]:
         batch = batch, batch[name]
     pair = isinstance(batch, Sequence) and len(batch) >= 2 and isinstance(batch[1], Tensor)
     if not pair or not isinstance(batch[0], Tensor | Mapping):
-        raise UserError(f"a batch is {_described(batch)}: let the loader give (image, target, …), by its collate_fn")
+        raise UserError(f"a batch is {_described(batch)}: return (image, target, …) from its loader (collate_fn)")
     if isinstance(batch[0], Mapping):
         batch = inputs_of(batch[0]), *batch[1:]
     given: Sequence[Any] = batch
@@ -69,7 +69,7 @@ def images_of(batch: Any, batch_idx: int) -> Input:
     if isinstance(image, Mapping):
         return inputs_of(image)
     if not isinstance(image, Tensor):
-        raise UserError(f"a batch is {_described(batch)}: let the loader give images, or (image, …), by its collate_fn")
+        raise UserError(f"a batch is {_described(batch)}: return images, or (image, …), from its loader (collate_fn)")
     check_images(image, batch_idx, ours=isinstance(batch, Batch))
     return image
 

@@ -111,8 +111,8 @@ def check_views(index: object, views: int, batch_idx: int) -> None:
         return
     if len(index) % views or not bool((index.view(views, -1) == index[: len(index) // views]).all()):
         raise UserError(
-            f"this method compares {views} views of the same images, and a batch holds no such: set data.strong_view "
-            "to true, or views of the method to 1"
+            f"this method compares {views} views of the same images, but this batch does not contain "
+            "them: set data.strong_view to true, or views of the method to 1"
         )
 
 

@@ -45,8 +45,8 @@ class ClassificationModule(NetworkModule):
     Args:
         model: any network that takes images and gives logits (B, C), or maps (B, C, H, W) for labels (B, H, W).
         weights: initial weights, see :func:`~lightning_biaskd.models.load_weights`. They are read once, when a Trainer
-            first fits, validates, tests or predicts; a module that took weights by ``load_state_dict``, such as a
-            checkpoint's of ours, doesn't read them.
+            first fits, validates, tests or predicts. They are not read if a state dict, such as a checkpoint's, was
+            loaded before.
         label_smoothing: of the cross-entropy.
         optimizer: from parameters to optimizer.
         lr_scheduler: from optimizer to scheduler, ``None`` for a constant rate.
@@ -54,8 +54,8 @@ class ClassificationModule(NetworkModule):
         lr_batch_size: the global batch size (per process, times processes, times accumulated batches) that the
             learning rate is meant for; for another it is scaled in proportion (Goyal et al., 2017, arXiv 1706.02677).
             ``None`` takes the rate as it is. Schedulers with rates of their own, such as OneCycleLR, keep these.
-        model_input: what a pretrained network was trained to see, where that isn't how the data are normalised; batches
-            are converted for it on the device. ``"pretrained"`` is what timm's ``pretrained_cfg`` says.
+        model_input: the input format of a pretrained network, if it differs from the data's normalisation; batches are
+            converted on the device. ``"pretrained"`` takes it from timm's ``pretrained_cfg``.
         data_input: how the batches are normalised, ``None`` for the ``mean`` and ``std`` of the data module.
         channels_last: lay out the weights of convolutions with the channels last, which is faster on most devices.
         compile: run the parts of a step through ``torch.compile``, each in one graph; a word is its mode, such as

@@ -37,9 +37,9 @@ _SIDE = 128
 class DetectionDistillation(Distillation):
     r"""Student, frozen teacher, method and strategy for torchvision's two-stage detectors, one step in a call.
 
-    The student proposes boxes and samples those on which its box head is trained. The teacher's box head judges the
-    same boxes, on the teacher's own maps, so each proposal is a row on which the teacher is right or wrong. A proposal
-    of the background is right where the teacher says background. With the detector's own losses
+    The student proposes boxes and samples those on which its box head is trained. The teacher's box head classifies the
+    same boxes on the teacher's own maps, so each proposal is a row on which the teacher is right or wrong. On one
+    labelled background, the teacher is right if it predicts background. With the detector's own losses
     :math:`L_{box}` and :math:`L_{rpn}`,
 
     .. math:: L = w_{ce}\,\mathrm{CE}(z^S, y) + L_{box} + L_{rpn} + w_{kd}\, L_{kd} + w_{box}\, L_{box\,kd}

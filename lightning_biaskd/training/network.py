@@ -29,8 +29,8 @@ class NetworkModule(EvaluatedModule, OptimizedModule):
     Args:
         model: the network.
         weights: initial weights, see :func:`~lightning_biaskd.models.load_weights`. They are read once, when a Trainer
-            first fits, validates, tests or predicts; a module that took weights by ``load_state_dict``, such as a
-            checkpoint's of ours, doesn't read them.
+            first fits, validates, tests or predicts. They are not read if a state dict, such as a checkpoint's, was
+            loaded before.
         optimizer: from parameters to optimizer.
         lr_scheduler: from optimizer to scheduler, ``None`` for a constant rate.
         lr_interval: whether the scheduler steps every ``"epoch"`` or every ``"step"``.

@@ -89,8 +89,8 @@ class ResumableModule(GuardedLoading, LightningModule):
         if "current_model_state" in checkpoint and not any(averages):
             checkpoint["state_dict"] = checkpoint["current_model_state"]
             rank_zero_warn(
-                "the checkpoint's run averaged its weights (EMA) and this one doesn't: it goes on from the weights "
-                "that were averaged; add the callback to keep the average"
+                "the checkpoint's run averaged its weights (EMA) and this one doesn't: it goes on from the trained "
+                "weights, not from their average; add the callback to keep the average"
             )
 
     def on_fit_start(self) -> None:

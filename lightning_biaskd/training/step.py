@@ -39,7 +39,7 @@ class Step(NamedTuple):
         teacher: the teacher's outputs, without gradient; ``None`` where there is no teacher.
         trust: (B,) the share of its weight that the teacher keeps on each sample, see
             :class:`~lightning_biaskd.BiasLoss`; ``None`` where no sample is weighed.
-        target: labels of the samples, (B, R) of sampled proposals; ``None`` where they are those of the batch.
+        target: labels of the samples, (B, R) of sampled proposals; ``None`` if they are the batch's own labels.
     """
 
     loss: Tensor

@@ -178,7 +178,7 @@ def test_the_verdict_is_plain(wrong, says, report, tmp_path):
         (KD(), by_gamma("drop"), "Mode drop drops the 12 wrong answers"),
         (KD(), by_gamma("swap"), "one wrong view weighs as much as 3 right ones at γ = ½"),
         (KD(), by_gamma("swap", balance="ramp"), "as 3 right ones at γ = 1"),
-        (KD(), BiasStrategy(), "as far as the student sides with the label (label_trust=run); in full, the label does"),
+        (KD(), BiasStrategy(), "corrects them in part, as label_trust=run decides. Corrected in full, "),
         (LabelSmoothing(), by_gamma("swap"), "reads no logits, so the strategy drops"),
     ],
 )
