@@ -72,7 +72,7 @@ def _claim(file: IO[Any]) -> None:
 
 
 @contextmanager
-def written_whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a draft next to ``path`` and renames it into place at the end, so readers see a complete file or none.
 
     If the body raises, ``path`` stays as it was and the draft is removed. The data are on disk before the rename.
@@ -80,7 +80,7 @@ def written_whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Example:
         >>> import tempfile
         >>> place = Path(tempfile.mkdtemp(), "note.txt")
-        >>> with written_whole(place, "w") as file:
+        >>> with atomic_write(place, "w") as file:
         ...     _ = file.write("all of it")
         >>> place.read_text()
         'all of it'

@@ -22,7 +22,7 @@ from lightning_biaskd.__main__ import main
 from lightning_biaskd.callbacks import EMA, DynamicWeights, NaNGuard
 from lightning_biaskd.data import DigitsDataModule
 from lightning_biaskd.randomness.state import random_states, restore_random_state
-from lightning_biaskd.training.checkpoint import DurableCheckpointIO, is_whole, newest
+from lightning_biaskd.training.checkpoint import DurableCheckpointIO, is_intact, newest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -221,7 +221,7 @@ def test_a_full_disk_leaves_a_checkpoint_of_another_name(monitor, trainer, tmp_p
         trainer(max_epochs=3, enable_checkpointing=True, **rest).fit(ClassificationModule(network()), TinyData())
     assert seen == [[], ["epoch=0.ckpt"], ["epoch=0.ckpt"]]
     assert saver.best_model_path == str(tmp_path / "epoch=2.ckpt")
-    assert is_whole(tmp_path / "epoch=2.ckpt")
+    assert is_intact(tmp_path / "epoch=2.ckpt")
 
 
 def test_a_checkpoint_that_is_not_there_names_the_newest_beside_it(trainer, tmp_path):
@@ -241,7 +241,7 @@ def test_a_damaged_checkpoint_names_the_one_before(damage, trainer, tmp_path):
     content = bytearray(path.read_bytes())
     content[2000] ^= 255
     path.write_bytes(content[:-100] if damage == "cut" else content)
-    assert not is_whole(path)
+    assert not is_intact(path)
     with pytest.raises(UserError, match=r"last.ckpt' is damaged, .*: go on from '.*best.ckpt'"):
         trainer(plugins=[io]).fit(ClassificationModule(network()), TinyData(), ckpt_path=path)
     with pytest.warns(UserWarning, match="last.ckpt' is passed over"):

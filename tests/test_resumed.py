@@ -15,8 +15,8 @@ from tiny import network
 from lightning_biaskd import EMA, BiasStrategy, ClassificationModule, DistillationModule, DynamicWeights, UserError
 from lightning_biaskd.bias import constant, linear
 from lightning_biaskd.data import DigitsDataModule
-from lightning_biaskd.files import remove_stale_drafts, written_whole
-from lightning_biaskd.training.callback_copies import without_copies
+from lightning_biaskd.files import atomic_write, remove_stale_drafts
+from lightning_biaskd.training.callback_copies import without_duplicates
 from lightning_biaskd.training.checkpoint import newest
 
 pytestmark = pytest.mark.filterwarnings(
@@ -203,8 +203,8 @@ def test_two_callbacks_for_one_thing(trainer):
         trainer(callbacks=[EMA(), EMA(0.5)]).fit(module(), DigitsDataModule())
     first, second = EMA(), EMA(0.5)
     with pytest.warns(UserWarning, match="EMA is given twice"):
-        assert without_copies([first, ModelCheckpoint(), second])[1:] == [second]
-    assert len(without_copies([ModelCheckpoint(monitor="a"), ModelCheckpoint(monitor="b")])) == 2
+        assert without_duplicates([first, ModelCheckpoint(), second])[1:] == [second]
+    assert len(without_duplicates([ModelCheckpoint(monitor="a"), ModelCheckpoint(monitor="b")])) == 2
 
 
 def test_a_validation_or_a_refused_resumption_leaves_nothing_for_the_next_fit(trainer, tmp_path):
@@ -246,7 +246,7 @@ def test_a_loader_that_went_on_begins_at_the_beginning_in_the_next_run():
 def test_drafts_of_killed_runs_are_removed(tmp_path):
     stale = tmp_path / ".last.ckpt.0.part"
     stale.write_bytes(b"half")
-    with written_whole(tmp_path / "last.ckpt") as file:
+    with atomic_write(tmp_path / "last.ckpt") as file:
         file.write(b"whole")
         remove_stale_drafts(tmp_path / "last.ckpt")
         assert len(list(tmp_path.glob(".*.part"))) == 1  # the one that is being written

@@ -15,7 +15,7 @@ from lightning_biaskd.audit.maps import draw_maps
 from lightning_biaskd.bias.rectify import Mode
 from lightning_biaskd.bias.strategy import Balance, Normalize
 from lightning_biaskd.bias.trusting import LabelTrust
-from lightning_biaskd.files import written_whole
+from lightning_biaskd.files import atomic_write
 
 ALMOST_NONE = 0.001
 """Below this wrong-rate there is nothing worth correcting."""
@@ -244,12 +244,12 @@ class AuditReport:
         folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
         for name, text in (("audit.txt", str(self)), ("audit.json", content)):
-            with written_whole(folder / name, "w") as file:
+            with atomic_write(folder / name, "w") as file:
                 file.write(f"{text}\n")
-        with written_whole(folder / "audit.png") as file:
+        with atomic_write(folder / "audit.png") as file:
             draw(self).savefig(file, format="png")
         if self.maps is not None:
-            with written_whole(folder / "maps.png") as file:
+            with atomic_write(folder / "maps.png") as file:
                 draw_maps(*self.maps).savefig(file, format="png")
 
 

@@ -211,8 +211,8 @@ class BiasStrategy(Trusting):
         known = None if rows.known is None else rows.known.view(rows.shape)
         unit = ranks / size.to(total.dtype)
         parts = right_part.detach(), rectified_part.detach(), n_wrong / size
-        doubt = self.doubt(wrong, trust, amount, ranks / n_wrong.clamp_min(1), rows.shape)
-        return BiasLoss(total, *parts, shares, known, unit, *doubt)
+        trusted = self.label_trust_and_discount(wrong, trust, amount, ranks / n_wrong.clamp_min(1), rows.shape)
+        return BiasLoss(total, *parts, shares, known, unit, *trusted)
 
     def shares(self, distiller: Distiller, right: Tensor, trust: Tensor | None = None) -> Tensor:
         """Share (B,) of its weight that the teacher keeps on each sample, as mean over the methods of a sum.

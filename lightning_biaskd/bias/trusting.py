@@ -63,7 +63,7 @@ class Trusting(nn.Module):
             return cast("Tensor", self.running_labels(target))
         return None if self.label_trust is None else trust_forms.label(student_logits, teacher_logits, target)
 
-    def doubt(
+    def label_trust_and_discount(
         self, wrong: Tensor, trust: Tensor | None, amount: Tensor | None, unit: Tensor, shape: torch.Size
     ) -> tuple[Tensor | None, Tensor | None]:
         """``label_trust`` and ``discount`` of :class:`~lightning_biaskd.bias.BiasLoss`.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_biaskd.distributed.ranks import rank, world_size
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.files import written_whole
+from lightning_biaskd.files import atomic_write
 from lightning_biaskd.networks.outputs import at_least_float32, logits_of
 
 _ENDINGS = (".csv", ".parquet")
@@ -115,7 +115,7 @@ class PredictionWriter(BasePredictionWriter):
         if self.path.suffix.lower() == ".parquet":
             _write_parquet(self.path, index, label, probability)
         else:
-            with written_whole(self.path, "w") as file:
+            with atomic_write(self.path, "w") as file:
                 csv.writer(file, lineterminator="\n").writerows(_rows(index, label, probability))
 
 
@@ -144,5 +144,5 @@ def _write_parquet(path: Path, index: Tensor, label: Tensor, probability: Tensor
 
     labels = array([None if y < 0 else y for y in label.tolist()])
     columns = [index.numpy(), labels, probability.argmax(1).numpy(), *probability.T.contiguous().numpy()]
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         parquet.write_table(Table.from_arrays([array(x) for x in columns], _names(probability.shape[1])), file)

@@ -22,7 +22,7 @@ from lightning_biaskd.command_line.evaluation import EVALUATIONS, add_output, fi
 from lightning_biaskd.command_line.retired import read_files_of_version_0_1
 from lightning_biaskd.command_line.shipped import expanded
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.training.callback_copies import without_copies
+from lightning_biaskd.training.callback_copies import without_duplicates
 from lightning_biaskd.training.checkpoint import make_durable
 from lightning_biaskd.training.last_checkpoint import last_checkpoint
 from lightning_biaskd.training.passes import QUIET
@@ -128,7 +128,7 @@ class BiasKDCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         given = config.get("callbacks") or []
-        config["callbacks"] = without_copies(given if isinstance(given, list) else [given])
+        config["callbacks"] = without_duplicates(given if isinstance(given, list) else [given])
         return super()._instantiate_trainer(config, callbacks)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

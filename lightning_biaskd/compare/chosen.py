@@ -10,7 +10,7 @@ import yaml
 from lightning_biaskd.compare.matrix import folder_of
 from lightning_biaskd.compare.table import Results
 from lightning_biaskd.compare.verdict import Verdict
-from lightning_biaskd.files import written_whole
+from lightning_biaskd.files import atomic_write
 
 
 def write_chosen(verdict: Verdict, results: Results, output: Path) -> Path | None:
@@ -33,7 +33,7 @@ def write_chosen(verdict: Verdict, results: Results, output: Path) -> Path | Non
     if config is None:
         path.unlink(missing_ok=True)
         return None
-    with written_whole(path, "w") as file:
+    with atomic_write(path, "w") as file:
         file.write(f"# {' '.join(verdict.text.split())}\n")
         yaml.safe_dump(_moved(config, output / name), file, sort_keys=False, allow_unicode=True)
     return path

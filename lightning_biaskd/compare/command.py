@@ -22,7 +22,7 @@ from lightning_biaskd.compare.scheduler import Outcome, outcome_so_far, run_matr
 from lightning_biaskd.compare.table import csv_table, latex_table, legend, markdown_table
 from lightning_biaskd.compare.verdict import verdicts
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.files import written_whole
+from lightning_biaskd.files import atomic_write
 from lightning_biaskd.plotting import require_matplotlib
 
 REFRESH_SECONDS = 60.0
@@ -93,7 +93,7 @@ def write_report(matrix: Matrix, outcome: Outcome, output: Path, title: str | No
     for name, figure in (("curves", draw(matrix, outcome.results)), ("intervals", differences)):
         for form in ("png", "svg"):
             if figure is not None:
-                with written_whole(output / f"{name}.{form}") as file:
+                with atomic_write(output / f"{name}.{form}") as file:
                     figure.savefig(file, format=form, dpi=150)
     texts = {
         "report.md": "\n\n".join(markdown) + "\n",
@@ -102,7 +102,7 @@ def write_report(matrix: Matrix, outcome: Outcome, output: Path, title: str | No
         "report.html": page(title, matrix, outcome, facts),
     }
     for name, text in texts.items():
-        with written_whole(output / name, "w") as file:
+        with atomic_write(output / name, "w") as file:
             file.write(text)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.files import written_whole
+from lightning_biaskd.files import atomic_write
 
 try:
     import fcntl
@@ -66,7 +66,7 @@ def _problem(found: Any) -> str | None:
 
 def write_result(folder: Path, content: dict[str, Any]) -> None:
     """Writes the result; readers find all of it or nothing."""
-    with written_whole(folder / RESULT, "w") as file:
+    with atomic_write(folder / RESULT, "w") as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
 
 

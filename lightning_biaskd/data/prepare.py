@@ -29,7 +29,7 @@ from lightning_biaskd.data.litdata_shards import (
 from lightning_biaskd.data.loader import ImageLoader
 from lightning_biaskd.data.prepared import Header, header_of
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.files import written_whole
+from lightning_biaskd.files import atomic_write
 
 _SPLITS = ("train", "val")
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -169,7 +169,7 @@ class _Smaller(Dataset[Any]):
             return Sample(smaller, label, name.as_posix())
         place = places[0] if smaller is content else places[-1]
         place.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(place) as file:
+        with atomic_write(place) as file:
             file.write(smaller)
         return None
 

@@ -10,7 +10,7 @@ from typing import Literal
 import fsspec
 
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.files import written_whole
+from lightning_biaskd.files import atomic_write
 
 HEADER = "prepared.json"
 Format = Literal["folders", "litdata", "webdataset"]
@@ -42,7 +42,7 @@ class Header:
 
     def write(self, folder: Path) -> None:
         """Writes the header into a folder."""
-        with written_whole(folder / HEADER, "w") as file:
+        with atomic_write(folder / HEADER, "w") as file:
             json.dump(asdict(self), file, indent=1)
 
     def check(self, root: str, format: Format) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.export.untrusted import Size, confined
-from lightning_biaskd.files import written_whole
+from lightning_biaskd.files import atomic_write
 from lightning_biaskd.networks.inputs import InputSpec
 
 _KNOWN = ("lightning_biaskd", "torchvision", "timm")
@@ -54,7 +54,7 @@ def read_card(path: Path) -> dict[str, Any]:
 def write_card(path: Path, card: Mapping[str, Any]) -> None:
     """Writes the card of an exported file next to it, without the entries that are ``None``."""
     known = {name: value for name, value in card.items() if value is not None}
-    with written_whole(card_of(path), "w") as file:
+    with atomic_write(card_of(path), "w") as file:
         file.write(json.dumps(known, indent=2) + "\n")
 
 

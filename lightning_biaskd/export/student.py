@@ -19,7 +19,7 @@ from lightning_biaskd.export import formats
 from lightning_biaskd.export.card import build, card_of, describe, read_card, recipe, write_card
 from lightning_biaskd.export.formats import OPSET, WRITERS, Exported, Format, ONNXNetwork, Pixels, check_quantizable
 from lightning_biaskd.export.untrusted import Size
-from lightning_biaskd.files import sha256, written_whole
+from lightning_biaskd.files import atomic_write, sha256
 from lightning_biaskd.networks.inputs import InputSpec
 from lightning_biaskd.networks.weights import load_weights, read
 
@@ -120,7 +120,7 @@ def export_student(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             for made, place in ((part, path), (card_of(part), card_of(path))):
-                with written_whole(place) as file, made.open("rb") as content:
+                with atomic_write(place) as file, made.open("rb") as content:
                     shutil.copyfileobj(content, file)
         except OSError as error:
             raise UserError(f"can't write '{path}' ({error.strerror}): name another output, or make room") from error

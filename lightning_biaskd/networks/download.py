@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.files import sha256, written_whole
+from lightning_biaskd.files import atomic_write, sha256
 
 _TIMEOUT = 30.0
 _CHUNK = 1 << 20
@@ -73,7 +73,7 @@ def _download(request: Request, path: Path, digest: str) -> None:
     hasher, received = hashlib.sha256(), 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urlopen(request, timeout=_TIMEOUT) as response, written_whole(path) as file:
+        with urlopen(request, timeout=_TIMEOUT) as response, atomic_write(path) as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 hasher.update(chunk)

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.files import written_whole
+from lightning_biaskd.files import atomic_write
 from lightning_biaskd.teachers.rows import CHECKSUMS, DATA, damaged, locked
 
 HEADER = "header.json"
@@ -92,7 +92,7 @@ def _make(folder: Path, header: dict[str, Any], sizes: dict[str, int]) -> None:
                     with suppress(FileNotFoundError):
                         os.truncate(folder / name, 0)
                 raise _no_room(size, str(error.strerror)) from None
-            with written_whole(folder / HEADER, "w") as file:
+            with atomic_write(folder / HEADER, "w") as file:
                 json.dump(header, file, indent=1)
     finally:
         os.close(lock)

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 
-def without_copies(callbacks: Iterable[Callback]) -> list[Callback]:
+def without_duplicates(callbacks: Iterable[Callback]) -> list[Callback]:
     """Of several callbacks with one state in a checkpoint, keeps the last, and says so.
 
     Callbacks of this package are told apart by their class, others by their state key: for ``ModelCheckpoint`` that is

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.files import remove_stale_drafts, written_whole
+from lightning_biaskd.files import atomic_write, remove_stale_drafts
 from lightning_biaskd.networks.weights import locate, read
 
 _OF_SPAWNED_PROCESSES = ".temp.ckpt"
@@ -46,7 +46,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             remove_stale_drafts(place)
-            with written_whole(place) as file:
+            with atomic_write(place) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
             self.failed = True
@@ -65,7 +65,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         place = locate(str(path)) if "://" in str(path) else Path(path)
-        if not is_whole(place):
+        if not is_intact(place):
             other = newest(place.parent.glob("*.ckpt"))
             remedy = f"go on from '{other}'" if other else "there is no other in its folder"
             fault = "is damaged, probably cut off while it was written" if place.is_file() else "is not there"
@@ -105,7 +105,7 @@ def is_checkpoint(content: Any) -> bool:
     return isinstance(content, dict) and {"state_dict", "pytorch-lightning_version", "global_step"} <= content.keys()
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether a file can be read to its end, with the checksums of its parts where it has some.
 
     A file that is whole but holds code is no damaged one; it is refused when it is read.
@@ -132,7 +132,7 @@ def newest(paths: Iterable[Path], resumable: bool = False) -> Path | None:
     """
     found = [(progress, path) for path in paths if (progress := _progress(path, resumable)) is not None]
     for _, path in sorted(found, reverse=True):
-        if is_whole(path):
+        if is_intact(path):
             return path
         _pass_over(path)
     return None
@@ -147,7 +147,7 @@ def _progress(path: Path, resumable: bool) -> tuple[int, int, float] | None:
             content = read(path)
         step, epoch = int(content.get("global_step", -1)), int(content.get("epoch", -1))
         written = path.stat().st_mtime
-    except Exception:  # see is_whole
+    except Exception:  # see is_intact
         _pass_over(path)
         return None
     return None if resumable and "optimizer_states" not in content else (step, epoch, written)

@@ -14,7 +14,7 @@ _PER_EPOCH = ("epoch_loop.scheduler_progress", "epoch_loop.manual_optimization.o
 _OPTIMIZER = "epoch_loop.automatic_optimization.optim_progress"
 
 
-def rest_of(fit_loop: dict[str, Any], validating: bool) -> Rest:
+def pending_work(fit_loop: dict[str, Any], validating: bool) -> Rest:
     """What is left undone at this moment.
 
     Args:
@@ -34,7 +34,7 @@ def is_between_epochs(fit_loop: dict[str, Any]) -> bool:
     return bool(epoch["processed"] == epoch["started"] or batch["processed"] == 0)
 
 
-def put_right(fit_loop: dict[str, Any]) -> int:
+def normalize_counters(fit_loop: dict[str, Any]) -> int:
     """Brings the counters into one of two states, in place: between two epochs, or after a whole batch of one.
 
     Lightning guesses from its counters what a run did when it saved. It takes an epoch whose validation is missing for

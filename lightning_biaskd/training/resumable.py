@@ -15,7 +15,7 @@ from lightning_biaskd.networks.guarded_loading import GuardedLoading
 from lightning_biaskd.randomness.state import of_all_processes, own_random_state, random_states
 from lightning_biaskd.training.checkpoint import make_durable
 from lightning_biaskd.training.full_disk import survive_full_disk
-from lightning_biaskd.training.loop_counters import put_right, rest_of
+from lightning_biaskd.training.loop_counters import normalize_counters, pending_work
 from lightning_biaskd.training.resumption import Resumption
 from lightning_biaskd.training.run_record import compare, record
 from lightning_biaskd.training.stopping import StopRequest
@@ -44,7 +44,7 @@ class ResumableModule(GuardedLoading, LightningModule):
         trainer = self.trainer
         fit_loop = checkpoint["loops"]["fit_loop"]
         in_validation = trainer.validating and trainer.state.fn == TrainerFn.FITTING
-        checkpoint["rest"] = rest_of(fit_loop, in_validation)
+        checkpoint["rest"] = pending_work(fit_loop, in_validation)
         checkpoint["run"] = record(trainer, self)
         checkpoint["random_states"] = random_states()
         if in_validation and self._before_validation is not None:
@@ -74,8 +74,8 @@ class ResumableModule(GuardedLoading, LightningModule):
                 "from it: take another, or begin a new run with it as the initial weights"
             )
         fit_loop = checkpoint["loops"]["fit_loop"]
-        rest = checkpoint.get("rest") or rest_of(fit_loop, validating=False)
-        batches = put_right(fit_loop)
+        rest = checkpoint.get("rest") or pending_work(fit_loop, validating=False)
+        batches = normalize_counters(fit_loop)
         loaders = fit_loop["state_dict"].get("combined_loader", [])
         for state in (checkpoint.get(type(getattr(trainer, "datamodule", None)).__qualname__), *loaders):
             if isinstance(state, dict) and batches and "batches" in state:

@@ -6,7 +6,7 @@ from pathlib import Path
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import Trainer
 
-from lightning_biaskd.files import written_whole
+from lightning_biaskd.files import atomic_write
 
 
 def run_folder(trainer: Trainer) -> str:
@@ -36,7 +36,7 @@ def write_to(folder: str, name: str, content: bytes) -> str:
         system.pipe_file(place, content)
     else:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with written_whole(Path(place)) as file:
+        with atomic_write(Path(place)) as file:
             file.write(content)
     return place
 
