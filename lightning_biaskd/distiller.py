@@ -157,7 +157,11 @@ class Distiller(nn.Module):
         return type(self).build is not Distiller.build
 
     def __call__(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The losses (B,) of :meth:`forward`, times the factor of the warm-up."""
+        """The losses (B,) of :meth:`forward`, times the factor of the warm-up.
+
+        Raises:
+            UserError: too few classes, or a method that doesn't give one loss for each sample.
+        """
         classes = student.logits.shape[1]
         if classes < self.least_classes:
             remedy = "give a binary problem two logits" if self.least_classes == 2 else "choose KD, which needs 2"
@@ -166,6 +170,12 @@ class Distiller(nn.Module):
                 f"at least {self.least_classes}: {remedy}"
             )
         losses: Tensor = super().__call__(student, teacher, target, keep)
+        shape = student.logits.shape
+        if losses.shape not in (shape[:1], shape[:1] + shape[2:]):
+            raise UserError(
+                f"{type(self).__name__} gives losses of shape {tuple(losses.shape)} for logits {tuple(shape)}: return "
+                f"one for each sample, ({shape[0]},), without a mean over the batch"
+            )
         return losses * self.ramp if self.warmup_epochs else losses
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -251,3 +251,13 @@ def test_drafts_of_killed_runs_are_removed(tmp_path):
         remove_stale_drafts(tmp_path / "last.ckpt")
         assert len(list(tmp_path.glob(".*.part"))) == 1  # the one that is being written
     assert [path.name for path in Path(tmp_path).iterdir()] == ["last.ckpt"]
+
+
+def test_the_end_of_a_limited_epoch_is_no_middle(trainer, tmp_path):
+    def fit(epochs, size, **kwargs):
+        run = trainer(max_epochs=epochs, limit_train_batches=2, limit_val_batches=0)
+        run.fit(module(), DigitsDataModule(batch_size=size), **kwargs)
+        return run
+
+    fit(1, 64).save_checkpoint(tmp_path / "one.ckpt")
+    assert fit(2, 32, ckpt_path=tmp_path / "one.ckpt", weights_only=False).global_step == 4

@@ -23,6 +23,7 @@ from lightning_biaskd.bias.strategy import BiasStrategy
 from lightning_biaskd.distributed.padding import flattened, unpadded_rows
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import BiasRate, CalibrationError, NotOnTop, confused_pairs
+from lightning_biaskd.metrics.class_names import class_names_of
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.members import weighed
 from lightning_biaskd.networks.outputs import at_least_float32, resized
@@ -75,7 +76,7 @@ def audit(module: LightningModule, datamodule: LightningDataModule, trainer: Tra
     trainer.fit(auditor, datamodule=datamodule)
     if not auditor.values:
         raise UserError("audit gets nothing back from processes that Lightning spawns: use the ddp strategy")
-    report = _report(module, auditor, getattr(datamodule, "class_names", None), trainer.fit_loop.max_epochs or 1)
+    report = _report(module, auditor, datamodule, trainer.fit_loop.max_epochs or 1)
     warn_of_untrained(module.teacher, 1 - report.wrong_rate, len(report.classes))
     return report
 
@@ -186,14 +187,12 @@ class _Auditor(TeacherPass):
         self.values = self.meters.compute()
 
 
-def _report(
-    module: DistillationModule, auditor: _Auditor, class_names: Sequence[str] | None, passes: int
-) -> AuditReport:
+def _report(module: DistillationModule, auditor: _Auditor, datamodule: Any, passes: int) -> AuditReport:
     values = auditor.values
     bias = module.bias if isinstance(module.bias, BiasStrategy) else None
     found = {name: value.cpu() for name, value in values["bias"].items()}
     seen, per_class = found["seen"].tolist(), found["per_class"].tolist()
-    names = [str(name) for name in class_names or range(len(seen))]
+    names = class_names_of(datamodule, len(seen)) or [str(number) for number in range(len(seen))]
     views, right = sum(seen), int(found["right"].sum())
     trust = [math.nan] * len(seen) if auditor.trust is None else auditor.trust.of_classes(values).tolist()
     histogram, (sure_right, sure_wrong, label, second) = values["confidence"]

@@ -169,7 +169,7 @@ def _refuse_labels(logits: Tensor, target: Tensor) -> NoReturn:
     if target.is_floating_point() and target.shape == logits.shape:
         raise UserError(
             "mixed images have no single label for a teacher to be right on: distil without MixUp and CutMix "
-            "(data.mix null); several labels for one image (multi-label data) are not supported"
+            "(data.mix null), and give one-hot labels as class numbers; multi-label data are not supported"
         )
     wanted, kind = (len(logits), *logits.shape[2:]), str(target.dtype).removeprefix("torch.")
     raise UserError(

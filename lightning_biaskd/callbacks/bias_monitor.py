@@ -24,6 +24,7 @@ from lightning_biaskd.metrics import (
     NotOnTop,
     confused_pairs,
 )
+from lightning_biaskd.metrics.class_names import class_names_of
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.plotting import AMBER, BLUE, GREEN, GREY, ORANGE, bars, lines, panels
 
@@ -141,8 +142,8 @@ class BiasMonitor(EpochPicture):
         if "train/bias" in values:
             per_class = values["train/bias"]["per_class"]
             self._bias = {key: value.cpu() for key, value in values["train/bias"].items()}
-            names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
-            self._classes = [str(name) for name in names or range(len(per_class))]
+            names = class_names_of(trainer.datamodule, len(per_class))  # type: ignore[attr-defined]
+            self._classes = names or [str(number) for number in range(len(per_class))]
             if len(per_class) <= self.per_class:
                 rates = zip(self._classes, per_class, strict=True)
                 self._log(pl_module, {f"bias/wrong_rate/{name}": rate for name, rate in rates})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lightning_biaskd.distributed.ranks import rank, world_size
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import atomic_write
 from lightning_biaskd.networks.outputs import at_least_float32, logits_of
+from lightning_biaskd.training.batches import labelled
 
 _ENDINGS = (".csv", ".parquet")
 
@@ -79,9 +81,8 @@ class PredictionWriter(BasePredictionWriter):
             )
         index = self._index(batch_indices, batch, len(logits))
         label = torch.full_like(index, -1)
-        given = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
-        if isinstance(given, Tensor) and given.shape == label.shape and not given.is_floating_point():
-            label = given.cpu()
+        with suppress(UserError):  # a batch without labels
+            label = labelled(batch, batch_idx)[1].cpu()
         self._parts.append((index, label, at_least_float32(logits).softmax(1).cpu()))
 
     def _index(self, batch_indices: Sequence[int] | None, batch: Any, rows: int) -> Tensor:

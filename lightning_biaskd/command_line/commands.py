@@ -17,6 +17,7 @@ from lightning_biaskd.export.card import card_of
 from lightning_biaskd.export.formats import Format, Pixels
 from lightning_biaskd.export.student import export_student
 from lightning_biaskd.files import sha256
+from lightning_biaskd.metrics.class_names import class_names_of
 from lightning_biaskd.networks.inputs import InputSpec
 from lightning_biaskd.networks.weights import load_weights, locate, read
 from lightning_biaskd.plotting import require_matplotlib
@@ -114,7 +115,7 @@ class Commands(Trainer):
             pixels,
             quantize,
             recipe if network is model.model else None,
-            content.get("class_names") or getattr(datamodule, "class_names", None),
+            content.get("class_names") or class_names_of(datamodule),
             metrics,
             {"checkpoint": ckpt_path, "sha256": sha256(file), "module": type(model).__name__, **told, **averaged},
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,9 @@ def run(
     arguments = list(sys.argv[1:] if args is None else args)
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))  # so that `biaskd`, like `python -m`, finds classes in the user's own files
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without arrows or umlauts
     try:
         arguments = with_config(arguments)
         check_configs(arguments)
@@ -53,6 +57,10 @@ def run(
             sys.exit((further or {})[arguments[0]](arguments[1:]))
         else:
             command_line(cli_class, arguments, **kwargs)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a command that SIGPIPE ends
     except KeyboardInterrupt:
         fail("stopped by Ctrl-C", status=130)
     except SystemExit as end:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]  # public, if not in its __all__
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_biaskd.command_line.arguments import BriefParser
 from lightning_biaskd.compare import intervals
@@ -63,7 +64,10 @@ def compare(
     def changed(outcome: Outcome) -> None:
         nonlocal written
         if time.monotonic() - written > REFRESH_SECONDS:
-            write_report(matrix, outcome, output, title)
+            try:
+                write_report(matrix, outcome, output, title)
+            except OSError as error:  # a full disk must not end runs that go on
+                rank_zero_warn(f"the report can't be written now ({error.strerror}); the runs go on")
             written = time.monotonic()
 
     outcome = run_matrix(matrix, output, jobs, threads, changed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -267,11 +266,28 @@ def _named(value: Any, *folders: Path) -> bytes:
     """Digests of all files whose paths occur in a value, relative to the working directory or to another folder."""
     if isinstance(value, dict | list):
         return b"".join(_named(item, *folders) for item in (value.values() if isinstance(value, dict) else value))
-    if isinstance(value, str) and re.search(r"\.\w+$", value):
-        for path in (folder / value for folder in (Path(), *folders)):
-            if path.is_file():
-                return _file(str(path), path.stat().st_mtime_ns)
+    if not isinstance(value, str) or not value or "\0" in value:
+        return b""
+    for path in (folder / Path(value).expanduser() for folder in (Path(), *folders)):
+        if path.is_file():
+            return _file(str(path), path.stat().st_mtime_ns) + _named(_inner(path), path.parent)
+        if (path / "config.json").is_file():  # of a network that was saved by save_pretrained
+            return b"".join(
+                _file(str(part), part.stat().st_mtime_ns) for part in sorted(path.iterdir()) if part.is_file()
+            )
     return b""
+
+
+def _inner(path: Path) -> Any:
+    """What a file names in its turn: other YAML files, or the parts of sharded weights."""
+    try:
+        if path.suffix in (".yaml", ".yml"):
+            return yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.name.endswith(".index.json"):
+            return sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+    except (ValueError, yaml.YAMLError, KeyError, AttributeError):
+        pass  # the run itself says what is wrong with it
+    return None
 
 
 @cache

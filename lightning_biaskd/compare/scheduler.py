@@ -105,7 +105,7 @@ def run_matrix(
             raise UserError(f"{row.label}: {hint}{error}") from error
     devices = _devices()
     jobs = jobs or max(1, len(devices))
-    threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, _cores() // jobs)
+    threads = threads or _threads_of_environment() or max(1, _cores() // jobs)
     with MatrixProgress(len(outcome.results), len(missing)) as progress:
         workers: list[_Worker] = []
         free = deque(range(jobs))
@@ -214,6 +214,11 @@ def _devices() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
+
+
+def _threads_of_environment() -> int:
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP takes a list, one for each level
+    return int(first) if first.isdecimal() else 0
 
 
 def _cores() -> int:

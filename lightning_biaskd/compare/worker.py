@@ -124,6 +124,8 @@ def execute(task: Task, progress: Callable[[float], None]) -> None:
     trainer, module, data = cli.trainer, cli.model, cli.datamodule
     if trainer.world_size > 1:
         raise UserError("a run of a matrix has one device: leave trainer.devices out, and give compare several jobs")
+    if trainer.limit_test_batches == 0:
+        raise UserError("a run of a matrix ends with a test: leave trainer.limit_test_batches out, or above 0")
     history, clock = History(), Clock(progress)
     name = getattr(data, "score", "acc1")
     best = ModelCheckpoint(

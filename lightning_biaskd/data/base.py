@@ -227,7 +227,8 @@ class ImageDataModule(GuardedLoading, LightningDataModule):
     @property
     def drawing_seed(self) -> int:
         """The seed of order and augmentation: ``seed``, combined with the run's if ``seed_everything`` set one."""
-        return ((self.seed << 40) + (int(os.environ.get("PL_GLOBAL_SEED", 0)) << 16)) % 2**62  # epochs are added to it
+        run = os.environ.get("PL_GLOBAL_SEED", "")
+        return ((self.seed << 40) + (int(run if run.isdecimal() else 0) << 16)) % 2**62  # epochs are added to it
 
     def loader(
         self, dataset: Dataset[Any] | None, kind: type[ImageLoader] = ImageLoader, **kwargs: Any

@@ -118,6 +118,8 @@ class InMemoryDataModule(CountableViews):
         image, target = self.read(split)
         image, target = torch.as_tensor(image), class_numbers(target, f"the {split} labels")
         channels = len(self.mean)
+        if not all(0 <= value <= 1 for value in self.mean):
+            raise UserError(f"mean {list(self.mean)} is not one of pixels in [0, 1]: divide mean and std by 255")
         if image.ndim == 3 and channels == 1:
             image = image.unsqueeze(1)
         if image.dtype != torch.uint8 or image.ndim != 4 or image.shape[1] != channels:

@@ -121,11 +121,10 @@ class BeyondTeacher(Metric):
         """Adds a batch."""
         student = student_logits.argmax(1) == target
         teacher = teacher_logits.argmax(1) == target
-        neither = ~(student | teacher)
-        if self.ignore_index is not None:  # a label that no network gives
-            neither = neither & (target != self.ignore_index)
-        groups = (student & ~teacher, teacher & ~student, student & teacher, neither)
-        self.counts += torch.stack([group.sum() for group in groups])
+        groups = torch.stack([student & ~teacher, teacher & ~student, student & teacher, ~(student | teacher)])
+        if self.ignore_index is not None:
+            groups = groups & (target != self.ignore_index)
+        self.counts += groups.flatten(1).sum(1)
 
     def compute(self) -> dict[str, Tensor]:
         """The four counts."""

@@ -21,7 +21,8 @@ class ChosenMetrics(MetricCollection):
     ``{prefix}{name}_0`` and so on.
 
     Args:
-        metrics: a sequence, where each is named by its class, or a mapping by name. They are copied.
+        metrics: a sequence, where each is named by its class, a mapping by name, a collection, or a single one. They
+            are copied.
         prefix: of the keys, such as ``"val/"`` for the student and ``"val/teacher_"`` for the teacher.
 
     Raises:
@@ -37,6 +38,10 @@ class ChosenMetrics(MetricCollection):
     """
 
     def __init__(self, metrics: Sequence[Metric] | Mapping[str, Metric], prefix: str = "") -> None:
+        if isinstance(metrics, MetricCollection):
+            metrics = dict(metrics.items(keep_base=True))
+        elif isinstance(metrics, Metric):
+            metrics = [metrics]
         names = list(metrics) if isinstance(metrics, Mapping) else [type(metric).__name__ for metric in metrics]
         found = list(metrics.values()) if isinstance(metrics, Mapping) else list(metrics)
         if repeated := next((name for name in names if names.count(name) > 1), None):

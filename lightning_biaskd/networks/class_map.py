@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class ClassMap(nn.Module):
 
     def __init__(self, index: Sequence[int]) -> None:
         super().__init__()
+        if not all(isinstance(place, Integral) for place in index):
+            raise UserError(f"a class map holds whole numbers, the network's outputs, and {list(index)} does not")
         if min(index, default=-1) < -1 or max(index, default=-1) < 0:
             raise UserError(
                 "a class map names for each class of the data an output of the network, numbered from 0, or -1 for "

@@ -12,8 +12,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.networks.named_inputs import Input
 from lightning_biaskd.networks.outputs import at_least_float32
 
+_UNITS = 50.0
+"""Factor between two standard deviations beyond which they can't be of the same unit; 255 is the one that happens."""
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
@@ -39,7 +42,7 @@ class InputSpec:
     def __post_init__(self) -> None:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
         for name, value in (("mean", self.mean), ("std", self.std), ("size", size)):
-            object.__setattr__(self, name, None if value is None else tuple(value))
+            object.__setattr__(self, name, None if value is None else _as_tuple(value))
         if len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise UserError(f"mean {self.mean} and std {self.std} need one number per channel each, std above 0")
 
@@ -81,6 +84,16 @@ class InputSpec:
         return None if mean is None or std is None else cls(mean, std)
 
 
+def _as_tuple(values: Any) -> tuple[Any, ...]:
+    """Plain numbers of a list, a tuple, an array or a tensor, or a single one."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return (
+        tuple(value.item() if hasattr(value, "item") else value for value in values)
+        if isinstance(values, Sequence)
+        else (values,)
+    )
+
+
 class InputConversion(nn.Module):
     r"""Converts images to the format that a network was trained on.
 
@@ -97,7 +110,7 @@ class InputConversion(nn.Module):
         UserError: numbers of channels that can't be converted into each other, or images before ``given`` is set.
 
     Shape:
-        (B, D, H, W) to (B, D', H', W').
+        (B, D, H, W) to (B, D', H', W'); of named tensors, such as ``pixel_values``, those that are images.
 
     Example:
         >>> conversion = InputConversion(InputSpec(size=4), given=InputSpec(mean=[0.5], std=[0.25]))
@@ -132,11 +145,21 @@ class InputConversion(nn.Module):
         if given.channels > wanted.channels:
             weight = torch.tensor(_LUMINANCE, dtype=torch.float64)[:, None, None]
             mean, std = (weight * mean).sum(0, keepdim=True), weight * std
+        if not 1 / _UNITS < float(std.max() / std_.max()) < _UNITS:
+            raise UserError(
+                f"std {tuple(given.std)} of the images and {tuple(wanted.std)} of the network are in different units: "
+                "give mean and std of pixels in [0, 1], which are those of 0…255 divided by 255"
+            )
         self.scale = (std / std_).to(self.scale)
         self.shift = ((mean - mean_) / std_).to(self.shift)
         self.given = given
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Input) -> Input:
+        if isinstance(image, Tensor):
+            return self._converted(image)
+        return {name: self._converted(x) if x.is_floating_point() and x.ndim == 4 else x for name, x in image.items()}
+
+    def _converted(self, image: Tensor) -> Tensor:
         if self.given is None:
             raise UserError(
                 "it isn't known how the images are normalised: give data_input, or a data module with mean and std"

@@ -44,6 +44,11 @@ def leading(input: Input, rows: int) -> Input:
     return input[:rows] if isinstance(input, Tensor) else {name: value[:rows] for name, value in input.items()}
 
 
+def copied(input: Input) -> Input:
+    """A copy of the input."""
+    return input.clone() if isinstance(input, Tensor) else {name: value.clone() for name, value in input.items()}
+
+
 def converted(input: Input, dtype: torch.dtype | None, device: torch.device | None = None) -> Input:
     """The input on another device, and what isn't an integer in another type."""
     if not isinstance(input, Tensor):

@@ -57,7 +57,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def resized(logits: Tensor, size: torch.Size) -> Tensor:
     """Logits (B, C, H, W) of another height and width, by bilinear interpolation; others as they are."""
-    if logits.ndim != 4 or logits.shape[2:] == size:
+    if logits.ndim != 4 or len(size) != 2 or logits.shape[2:] == size:
         return logits
     return F.interpolate(at_least_float32(logits), size, mode="bilinear", align_corners=False)
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from lightning_biaskd.networks.kinds import own_dtype
-from lightning_biaskd.networks.named_inputs import Input, converted, leading, run
+from lightning_biaskd.networks.named_inputs import Input, converted, copied, leading, run
 from lightning_biaskd.networks.outputs import at_least_float32
 from lightning_biaskd.networks.tap import FeatureTap
 
@@ -27,7 +27,7 @@ def folded(tap: FeatureTap, image: Input) -> FeatureTap:
     output in a way that hooks don't see.
     """
     image = converted(image, own_dtype(tap.model))
-    logits = tap(image).logits
+    logits = tap(copied(image)).logits  # a network may work in place
     expected = at_least_float32(logits)
     pairs = _pairs(tap.model, image)
     if not pairs:
@@ -42,7 +42,7 @@ def folded(tap: FeatureTap, image: Input) -> FeatureTap:
         conv.weight = nn.Parameter(weight.to(conv.weight), requires_grad=False)
         conv.bias = nn.Parameter(bias.to(conv.weight), requires_grad=False)
         norm.forward = nn.Identity().forward  # its name and its hooks stay
-    error = (twin(image).logits - expected).abs().max() / expected.abs().max()
+    error = (twin(copied(image)).logits - expected).abs().max() / expected.abs().max()
     if error > (_TOLERANCE if logits.dtype == expected.dtype else _HALF_TOLERANCE):
         rank_zero_warn(f"folding the teacher's batch norms moved its logits by {error:.1e}, so they aren't folded")
         return tap
@@ -58,7 +58,7 @@ def _pairs(model: nn.Module, image: Input) -> list[tuple[str, str]]:
 
     hooks = [module.register_forward_hook(record(name)) for name, module in model.named_modules()]
     try:
-        run(model, leading(image, 2))
+        run(model, copied(leading(image, 2)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,13 +14,13 @@ from lightning_biaskd.files import fingerprint
 from lightning_biaskd.networks.class_map import ClassMap
 from lightning_biaskd.networks.inputs import InputConversion, InputSpec, conversion
 from lightning_biaskd.networks.kinds import graph_constants, is_graph, own_dtype, unwrapped
-from lightning_biaskd.networks.named_inputs import Input, converted, one_of
+from lightning_biaskd.networks.named_inputs import Input, converted, copied, one_of
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.weights import load_weights
 from lightning_biaskd.teachers.backends import Backend, Precision, accelerate, half_precision, plain
 from lightning_biaskd.teachers.stream import join_side_stream, on_side_stream
-from lightning_biaskd.teachers.trial import tried
+from lightning_biaskd.teachers.trial import tried, works_in_place
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -112,7 +113,7 @@ class FrozenTeacher(nn.Module):
         self.precision = precision or half_precision(model)
         self.stream = stream
         self.fault: str | None = None
-        self._tried = False
+        self._tried = self._in_place = False
         self._run: Callable[[Input], Outputs] | None = None
 
     @staticmethod
@@ -218,11 +219,14 @@ class FrozenTeacher(nn.Module):
 
     def _prepare(self, image: Input) -> None:
         if not self._tried:
-            own = own_dtype(self.model)
-            self.fault = tried(self._tap, plain(self._tap), image if own is None else converted(image, own))
+            own, run = own_dtype(self.model), plain(self._tap)
+            image_ = image if own is None else converted(image, own)
+            self.fault = tried(self._tap, run, image_)
+            self._in_place = works_in_place(run, image_)
             self._tried = True
         backend = self.backend if self.fault is None else "plain"  # what is prepared is compared with the network
-        self._run = accelerate(self._tap, image, backend, self.precision)
+        run = accelerate(self._tap, copied(image), backend, self.precision)
+        self._run = partial(_on_copy, run) if self._in_place else run
 
     def fingerprint(self) -> str:
         """Identifies the outputs: layers, weights and precision, and what is done to images and classes."""
@@ -235,6 +239,10 @@ class FrozenTeacher(nn.Module):
     def extra_repr(self) -> str:
         count = sum(p.numel() for p in self.model.parameters())
         return f"{type(self.model).__name__}, {count:,} frozen parameters"
+
+
+def _on_copy(run: Callable[[Input], Outputs], image: Input) -> Outputs:
+    return run(copied(image))
 
 
 def _frozen(model: nn.Module) -> nn.Module:

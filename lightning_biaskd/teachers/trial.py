@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.networks.named_inputs import Input, leading, one_of
+from lightning_biaskd.networks.named_inputs import Input, copied, leading, one_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.networks.probabilities import warn_of_probabilities
 from lightning_biaskd.networks.tap import FeatureTap
@@ -20,6 +20,14 @@ from lightning_biaskd.teachers.backends import half_precision
 _IMAGES = 16
 _PART = 2
 _TOLERANCE, _HALF_TOLERANCE = 5e-3, 5e-2  # of the range of the logits, between batches of two sizes
+
+
+def works_in_place(run: Callable[[Input], Outputs], image: Input) -> bool:
+    """Whether a network changes the images that it is given, as one does that begins with ``nn.ReLU(inplace=True)``."""
+    image = leading(image, _IMAGES)
+    own = copied(image)
+    run(own)
+    return not torch.equal(one_of(own), one_of(image))
 
 
 def tried(tap: FeatureTap, run: Callable[[Input], Outputs], image: Input) -> str | None:
@@ -40,7 +48,7 @@ def tried(tap: FeatureTap, run: Callable[[Input], Outputs], image: Input) -> str
     image = leading(image, _IMAGES)
     buffers = [(name, buffer, buffer.clone()) for name, buffer in tap.model.named_buffers()]
     with unchanged_random_state():
-        first, again, part = (_logits(run, some, name) for some in (image, image, leading(image, _PART)))
+        first, again, part = (_logits(run, copied(some), name) for some in (image, image, leading(image, _PART)))
     if any(not torch.equal(now, before) for _, now, before in buffers if not before.isnan().any()):
         raise UserError(
             f"{name} changes its buffers when it runs, as batch norms do in training: put the teacher in eval mode "

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.files import atomic_write, remove_stale_drafts
 from lightning_biaskd.networks.weights import locate, read
+from lightning_biaskd.training.plain_values import plain
 
 _OF_SPAWNED_PROCESSES = ".temp.ckpt"
 """The file in which processes that Lightning spawned or forked hand their weights back."""
@@ -29,6 +30,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
     tensors and plain values are unpickled, whatever ``weights_only`` says, and a remote file is read only where its
     address ends in its digest, see :func:`~lightning_biaskd.load_weights`. Remote folders can be written to.
 
+    What is no tensor and no plain value is converted or left out, see
+    :func:`~lightning_biaskd.training.plain_values.plain`.
+
     The modules of this package put it in place of Lightning's default, in any Trainer.
 
     Attributes:
@@ -39,6 +43,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         self.failed = False
+        checkpoint = plain(checkpoint)
         if "://" in str(path):  # a remote folder, which fsspec writes to
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -129,6 +134,9 @@ def newest(paths: Iterable[Path], resumable: bool = False) -> Path | None:
     Args:
         paths: candidates.
         resumable: pass over those that hold weights alone.
+
+    Raises:
+        UserError: a resumable one holds code, so that no run can go on from it.
     """
     found = [(progress, path) for path in paths if (progress := _progress(path, resumable)) is not None]
     for _, path in sorted(found, reverse=True):
@@ -148,6 +156,8 @@ def _progress(path: Path, resumable: bool) -> tuple[int, int, float] | None:
         step, epoch = int(content.get("global_step", -1)), int(content.get("epoch", -1))
         written = path.stat().st_mtime
     except Exception:  # see is_intact
+        if resumable and is_intact(path):
+            read(path)  # which says why it is refused; a run must not begin anew because of that
         _pass_over(path)
         return None
     return None if resumable and "optimizer_states" not in content else (step, epoch, written)

@@ -6,8 +6,11 @@ them waits for the device.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
 from lightning_biaskd.bias.rows import check_same_classes
@@ -17,6 +20,7 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.kinds import is_exported, is_graph, own_dtype, unwrapped
 from lightning_biaskd.networks.probabilities import warn_of_probabilities
 
+_ROUNDING = 0.01  # of shares in half precision
 _FULL = ("32-true", "64-true", "16-mixed", "bf16-mixed")
 
 
@@ -34,11 +38,19 @@ def check_labels(
             f"{network} gives {logits.shape[1]} classes and the data have {classes}: build the network with "
             f"num_classes={classes}"
         )
-    mixed = target.is_floating_point()
+    mixed = target.is_floating_point() and target.ndim == 2
     if mixed and target.shape != logits.shape:
         raise UserError(f"mixed labels are of {target.shape[1]} classes, the logits of {logits.shape[1]}")
+    if mixed and may_read(target, batch_idx) and bool(((target.sum(1) - 1).abs() > _ROUNDING).any()):
+        raise UserError(
+            "labels of mixed images are shares that sum to 1, and these don't: several labels for one image "
+            "(multi-label data) are not supported"
+        )
+    wanted = ", ".join(("B", *map(str, logits.shape[2:])))
+    if target.is_floating_point() and not mixed:
+        kind = str(target.dtype).removeprefix("torch.")
+        raise UserError(f"labels {tuple(target.shape)} are of type {kind}: give integers ({wanted})")
     if not mixed and target.ndim != logits.ndim - 1:
-        wanted = ", ".join(("B", *map(str, logits.shape[2:])))
         raise UserError(
             f"{network} gives logits {tuple(logits.shape)} for labels {tuple(target.shape)}: give labels ({wanted})"
         )
@@ -145,6 +157,23 @@ def check_index(index: object, num_samples: int | None, batch_idx: int) -> Tenso
                 "the data module must say how many there are"
             )
     return index
+
+
+def check_steady_steps(trainer: Trainer, interval: str) -> None:
+    """What follows the steps of a run must know how many there are; Lightning's estimate takes epochs for equal.
+
+    Raises:
+        UserError: the number of accumulated batches changes, and no ``max_steps`` is set.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    changes = any(
+        isinstance(c, GradientAccumulationScheduler) and len(set(c.scheduling.values())) > 1 for c in callbacks
+    )
+    if interval == "step" and changes and trainer.max_steps < 0:
+        raise UserError(
+            "GradientAccumulationScheduler changes how many steps an epoch has, so they can't be counted beforehand: "
+            "let schedules follow epochs (interval, lr_interval: epoch), or set trainer.max_steps"
+        )
 
 
 def check_accumulation(trainer: Trainer) -> None:

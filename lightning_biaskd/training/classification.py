@@ -20,8 +20,9 @@ from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.renamed import refuse_renamed_methods
 from lightning_biaskd.training.batches import images_of, labelled
 from lightning_biaskd.training.checks import check_labels, check_student_outputs
+from lightning_biaskd.training.label_loss import accuracy, checked_rows, cross_entropy, mean_of_known, of_all_ranks
 from lightning_biaskd.training.network import NetworkModule
-from lightning_biaskd.training.step import Step, accuracy, checked_rows, cross_entropy, mean_of_known, of_all_ranks
+from lightning_biaskd.training.step import Step
 
 
 class ClassificationModule(NetworkModule):

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import DetectionScores
+from lightning_biaskd.metrics.class_names import class_names_of
 from lightning_biaskd.training.boxed_batches import boxed_batch, boxed_images
 from lightning_biaskd.training.detectors import IGNORED, as_rows, box_loss, check_detector, classes_of, sampled
+from lightning_biaskd.training.label_loss import accuracy, cross_entropy, of_all_ranks
 from lightning_biaskd.training.network import NetworkModule
-from lightning_biaskd.training.step import Step, accuracy, cross_entropy, of_all_ranks
+from lightning_biaskd.training.step import Step
 
 
 class DetectionModule(NetworkModule):
@@ -108,7 +110,7 @@ class DetectionModule(NetworkModule):
             found: ``boxes``, ``labels`` and ``scores`` of each image.
             targets: ``boxes`` and ``labels`` of each image; objects whose ``iscrowd`` is 1 are ignored.
         """
-        names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
+        names = class_names_of(getattr(self._trainer, "datamodule", None))
         self.meters.update(prefix, lambda: DetectionScores(names, prefix), found, targets)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Tensor]]:

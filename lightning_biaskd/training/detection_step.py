@@ -29,7 +29,8 @@ from lightning_biaskd.training.detectors import (
     pyramid,
     sampled,
 )
-from lightning_biaskd.training.step import Distillation, Step, of_all_ranks
+from lightning_biaskd.training.label_loss import of_all_ranks
+from lightning_biaskd.training.step import Distillation, Step
 
 _SIDE = 128
 

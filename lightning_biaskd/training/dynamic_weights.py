@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_biaskd.bias import BiasStrategy, constant, cosine
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.training.checks import check_steady_steps
 from lightning_biaskd.training.progress import EpochCallback
 
 
@@ -91,6 +92,7 @@ class DynamicWeights(EpochCallback):
             by_epoch = trainer.current_epoch / epochs if epochs > 0 else 0.0
             by_step = _steps_before_epoch(trainer) / trainer.max_steps if trainer.max_steps > 0 else 0.0
             return min(max(by_epoch, by_step), 1.0)
+        check_steady_steps(trainer, self.interval)
         total = trainer.estimated_stepping_batches
         if total < 1 or math.isinf(total):
             raise UserError("the training data have no length, so steps can't be counted: set max_steps of the Trainer")

@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from lightning_biaskd.distributed.padding import unpadded_rows
 from lightning_biaskd.metrics import ChosenMetrics, SegmentationScores, topk_accuracies
+from lightning_biaskd.metrics.class_names import class_names_of
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.training.batches import check_one_loader
 
@@ -65,7 +66,13 @@ class EvaluatedModule(LightningModule):
             logits: (B, C) or (B, C, H, W).
             target: (B,) or (B, H, W) labels.
         """
-        classes, names = logits.shape[1], getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
+        classes = logits.shape[1]
+        names = class_names_of(getattr(self._trainer, "datamodule", None), classes)
+        if logits.ndim == 2 and self.ignore_index is not None:
+            known = target != self.ignore_index
+            logits, target = logits[known], target[known]
+            if not len(target):
+                return
         self.meters.update(
             prefix,
             lambda: (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -11,11 +11,12 @@ from lightning_biaskd.bias import BiasStrategy, Plain
 from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.teachers.frozen import FrozenTeacher
 from lightning_biaskd.training.dynamic_weights import DynamicWeights
+from lightning_biaskd.training.fixed_parts import FixedParts
 from lightning_biaskd.training.progress import EpochCallback
 from lightning_biaskd.training.step import Distillation
 
 
-class MethodModule(LightningModule):
+class MethodModule(FixedParts, LightningModule):
     """A module that distils: it moves γ and the method's schedules, and its checkpoints name method and strategy.
 
     Attributes:
@@ -23,6 +24,8 @@ class MethodModule(LightningModule):
         distiller: the method.
         bias: the strategy.
     """
+
+    fixed_parts: ClassVar[tuple[str, ...]] = ("model", "student", "teacher", "distiller", "bias")
 
     teacher: FrozenTeacher
     distiller: Distiller

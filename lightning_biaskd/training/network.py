@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.metrics import Means
+from lightning_biaskd.metrics.class_names import class_names_of
 from lightning_biaskd.metrics.meters import Meters
 from lightning_biaskd.networks.outputs import Outputs
 from lightning_biaskd.networks.weights import load_weights, mismatch
 from lightning_biaskd.training.checks import check_accumulation, check_student
 from lightning_biaskd.training.evaluation import EvaluatedModule
+from lightning_biaskd.training.fixed_parts import FixedParts
 from lightning_biaskd.training.hyperparameters import save_plain_arguments
 from lightning_biaskd.training.optimization import OptimizedModule
 from lightning_biaskd.training.step import Step
 
 
-class NetworkModule(EvaluatedModule, OptimizedModule):
+class NetworkModule(FixedParts, EvaluatedModule, OptimizedModule):
     """Base of the modules that train a network: its initial weights, what a step logs, and its checkpoints.
 
     A subclass implements :meth:`losses` and :meth:`evaluate`.
@@ -39,6 +41,8 @@ class NetworkModule(EvaluatedModule, OptimizedModule):
     Attributes:
         num_classes: C, the number of classes of the data; ``None`` if it is not known.
     """
+
+    fixed_parts: ClassVar[tuple[str, ...]] = ("model",)
 
     def __init__(
         self,
@@ -134,7 +138,7 @@ class NetworkModule(EvaluatedModule, OptimizedModule):
         super().on_save_checkpoint(checkpoint)
         metrics = self.trainer.callback_metrics
         checkpoint["metrics"] = {name: float(value) for name, value in metrics.items()}
-        checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        checkpoint["class_names"] = class_names_of(getattr(self.trainer, "datamodule", None))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

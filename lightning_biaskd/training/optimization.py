@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -29,6 +30,8 @@ class OptimizedModule(ResumableModule):
             scheduler: Any = self.lr_scheduler(optimizer) if self.lr_scheduler is not None else None
         except ValueError as error:
             raise UserError(f"the optimizer or its scheduler refuses its arguments: {error}") from error
+        if any(not math.isfinite(rate) for rate in (float(group.get("lr", 0)) for group in optimizer.param_groups)):
+            raise UserError("the learning rate is not a finite number: set the optimizer's lr")
         if scheduler is None:
             return optimizer
         scheduler = fitted(scheduler, self.trainer, self.lr_interval)

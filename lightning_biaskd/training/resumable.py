@@ -78,8 +78,8 @@ class ResumableModule(GuardedLoading, LightningModule):
         batches = normalize_counters(fit_loop)
         loaders = fit_loop["state_dict"].get("combined_loader", [])
         for state in (checkpoint.get(type(getattr(trainer, "datamodule", None)).__qualname__), *loaders):
-            if isinstance(state, dict) and batches and "batches" in state:
-                state["batches"] = batches  # without the batch of a step that was broken off
+            if isinstance(state, dict) and "batches" in state:  # a step that was broken off, or limit_train_batches
+                state["batches"] = batches or state.get("of", state["batches"])
         self._drop_average(trainer, checkpoint)
         self._resumption = Resumption(trainer, checkpoint, rest, batches)
 

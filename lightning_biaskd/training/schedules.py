@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from lightning_biaskd.errors import UserError
+from lightning_biaskd.training.checks import check_steady_steps
 
 Scheduler = TypeVar("Scheduler")
 
@@ -161,6 +162,7 @@ def _own_length(scheduler: Any) -> tuple[str, int] | None:
 
 def _length(trainer: Trainer, interval: str) -> int | None:
     """Epochs or steps of the run, if they are known."""
+    check_steady_steps(trainer, interval)
     if interval == "epoch" and trainer.max_epochs not in (None, -1) and trainer.max_steps == -1:
         return max(1, trainer.max_epochs or 0)
     steps = trainer.estimated_stepping_batches

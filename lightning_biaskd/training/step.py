@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_biaskd.bias import BiasLoss, BiasStrategy, Plain, cosine
 from lightning_biaskd.bias.rows import on_one_grid
 from lightning_biaskd.distiller import Distiller, Needs
 from lightning_biaskd.distillers import KD
-from lightning_biaskd.distributed.ranks import world_size
 from lightning_biaskd.errors import UserError, check_share, check_weights
 from lightning_biaskd.networks.inputs import InputConversion
 from lightning_biaskd.networks.members import weighed
 from lightning_biaskd.networks.named_inputs import Input, check_vocabularies, converted, one_of
-from lightning_biaskd.networks.outputs import Outputs, at_least_float32, with_index
+from lightning_biaskd.networks.outputs import Outputs, with_index
 from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.trace import evaluating
 from lightning_biaskd.teachers.frozen import FrozenTeacher
-
-_NONE = -100
-"""What PyTorch ignores unless told otherwise; no label of ours is negative."""
+from lightning_biaskd.training.fixed_parts import FixedParts
+from lightning_biaskd.training.label_loss import accuracy, checked_rows, cross_entropy, mean_of_known
 
 
 class Step(NamedTuple):
@@ -50,7 +46,7 @@ class Step(NamedTuple):
     target: Tensor | None = None
 
 
-class Distillation(nn.Module):
+class Distillation(FixedParts):
     r"""Student, frozen teacher, method and strategy as one module whose forward is a training step.
 
     .. math:: L = w_{ce}\,\mathrm{CE}(z^S, y) + w_{kd}\, L_{kd}
@@ -84,6 +80,8 @@ class Distillation(nn.Module):
         (True, ['bias/label_trust', 'bias/trust'], torch.Size([4, 10]))
     """
 
+    fixed_parts: ClassVar[tuple[str, ...]] = ("student", "teacher", "distiller")
+
     def __init__(
         self,
         student: nn.Module,
@@ -106,6 +104,8 @@ class Distillation(nn.Module):
         self.teacher, self._tap = self._tapped(student, frozen, distiller.needs)
         self.distiller = copy.deepcopy(distiller)
         self.bias = Plain() if bias is None else copy.deepcopy(bias)
+        if not isinstance(self.bias, BiasStrategy | Plain):
+            raise UserError(f"bias is a BiasStrategy, or None for plain distillation, and not {bias!r}")
         check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
         check_share(label_smoothing=label_smoothing)
         self.ce_weight = ce_weight
@@ -228,64 +228,6 @@ class Distillation(nn.Module):
 
     def _student_outputs(self, input: Input) -> Outputs:
         return self._tap(input if self.convert is None else self.convert(input))
-
-
-def cross_entropy(
-    logits: Tensor, target: Tensor, label_smoothing: float = 0.0, ignore_index: int | None = None
-) -> Tensor:
-    """Cross-entropy (B, …) of logits (B, C, …) with each label (B, …) or mixed one (B, C), in at least float32.
-
-    It is 0 where the label is ``ignore_index``.
-    """
-    logits = at_least_float32(logits)
-    target = target.to(logits) if target.is_floating_point() else target
-    ignored = _NONE if ignore_index is None else ignore_index
-    return F.cross_entropy(logits, target, ignore_index=ignored, label_smoothing=label_smoothing, reduction="none")
-
-
-def checked_rows(losses: Tensor, logits: Tensor) -> Tensor:
-    """The result of a ``cross_entropy`` that a subclass may have overridden.
-
-    Raises:
-        UserError: neither a loss for each sample nor a scalar.
-    """
-    shape = logits.shape[:1] + logits.shape[2:]
-    if losses.ndim and losses.shape != shape:
-        raise UserError(f"cross_entropy gives {tuple(losses.shape)}: return a loss for each sample, {tuple(shape)}")
-    return losses
-
-
-def mean_of_known(losses: Tensor, known: Tensor | None = None) -> Tensor:
-    """Mean of losses (B, …) over the labels that are known (B, …), ``None`` for all; 0 if there is none.
-
-    A scalar is taken for the mean.
-    """
-    if losses.ndim == 0 or known is None:
-        return losses.mean()
-    return losses.sum() / known.sum().clamp_min(1)
-
-
-def of_all_ranks(loss: Tensor, known: Tensor) -> Tensor:
-    """From the mean over this rank's known labels, its part of the mean over those of all ranks, as DDP averages."""
-    if world_size() == 1:
-        return loss
-    own = known.sum()
-    total = own.clone()
-    dist.all_reduce(total)
-    return loss * (own * world_size() / total.clamp_min(1).to(loss.dtype))
-
-
-def accuracy(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
-    """Share of the labels that the logits have as their first class.
-
-    Args:
-        logits: (B, C, …).
-        target: (B, …) labels, or (B, C) mixed ones, whose main class counts.
-        known: (B, …) bool, the labels that count; ``None`` for all.
-    """
-    target = target.argmax(1) if target.is_floating_point() else target
-    hit = logits.detach().argmax(1) == target
-    return hit.float().mean() if known is None else (hit & known).sum() / known.sum().clamp_min(1)
 
 
 def _mean(losses: Tensor, kd: BiasLoss) -> Tensor:

@@ -167,6 +167,30 @@ def test_a_part_that_a_file_names_belongs_to_the_fingerprint(tmp_path):
     assert len(found) == 2
 
 
+def test_what_named_files_name_in_their_turn_belongs_to_the_fingerprint(tmp_path, monkeypatch):
+    """A teacher's own YAML file, a folder of save_pretrained, shards behind an index, and the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("saved", "shards"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "saved" / "config.json").write_text("{}")
+    (tmp_path / "shards" / "model.safetensors.index.json").write_text('{"weight_map": {"w": "part-1.safetensors"}}')
+    (tmp_path / "teacher.yaml").write_text("{class_path: EnsembleTeacher, init_args: {weights: [plain]}}")
+    (tmp_path / "pair.yaml").write_text("model: {init_args: {teacher: teacher.yaml}}")
+    places = {
+        "plain": {"config": "pair.yaml"},
+        "saved/model.safetensors": {"model.teacher_weights": "saved"},
+        "shards/part-1.safetensors": {"model.teacher_weights": "shards/model.safetensors.index.json"},
+        "teacher": {"model.teacher_weights": "~/teacher"},
+    }
+    for place, choice in places.items():
+        found = set()
+        for content in (b"one", b"other"):
+            (tmp_path / place).write_bytes(content)
+            found.add(next(Matrix({"a": {"b": choice}}).expanded()[0].runs()).fingerprint)
+        assert len(found) == 2, place
+
+
 def test_a_missing_file_is_one_line():
     with pytest.raises(UserError, match=r"no file 'nowhere.yaml', which the matrix names"):
         next(Matrix({"a": {"b": "nowhere.yaml"}}).expanded()[0].runs()).fingerprint  # noqa: B018
