@@ -15,8 +15,8 @@ from lightning_biaskd.errors import UserError
 from lightning_biaskd.networks.named_inputs import Input
 from lightning_biaskd.networks.outputs import at_least_float32
 
-_UNITS = 50.0
-"""Factor between two standard deviations beyond which they can't be of the same unit; 255 is the one that happens."""
+_MOST = 10.0
+"""No mean or standard deviation of pixels in [0, 1] is near it, those of 0…255 are far beyond."""
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
@@ -31,7 +31,7 @@ class InputSpec:
         interpolation: ``"bilinear"`` or ``"bicubic"``, both antialiased, where the size must change.
 
     Raises:
-        UserError: mean and std differ in length, or a std is not positive.
+        UserError: mean and std differ in length, a std is not positive, or they are those of pixels in 0…255.
     """
 
     mean: Sequence[float] = (0.485, 0.456, 0.406)
@@ -45,6 +45,8 @@ class InputSpec:
             object.__setattr__(self, name, None if value is None else _as_tuple(value))
         if len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise UserError(f"mean {self.mean} and std {self.std} need one number per channel each, std above 0")
+        if not all(abs(value) < _MOST for value in (*self.mean, *self.std)):
+            raise UserError(f"mean {self.mean} and std {self.std} are not of pixels in [0, 1]: divide both by 255")
 
     @property
     def channels(self) -> int:
@@ -145,11 +147,6 @@ class InputConversion(nn.Module):
         if given.channels > wanted.channels:
             weight = torch.tensor(_LUMINANCE, dtype=torch.float64)[:, None, None]
             mean, std = (weight * mean).sum(0, keepdim=True), weight * std
-        if not 1 / _UNITS < float(std.max() / std_.max()) < _UNITS:
-            raise UserError(
-                f"std {tuple(given.std)} of the images and {tuple(wanted.std)} of the network are in different units: "
-                "give mean and std of pixels in [0, 1], which are those of 0…255 divided by 255"
-            )
         self.scale = (std / std_).to(self.scale)
         self.shift = ((mean - mean_) / std_).to(self.shift)
         self.given = given

@@ -43,10 +43,10 @@ TWICE = DataLoader([{"pixel_values": x, "mask": x, "labels": y} for x, y in zip(
 @pytest.mark.parametrize(
     ("train", "told"),
     [
-        (UNNAMED, "a batch is a dict with pixel_values: let the loader give"),
+        (UNNAMED, "a batch is a dict with pixel_values: return .* from its loader"),
         (TWICE, "Sequential does not take pixel_values, mask as its arguments"),
         (DataLoader(IMAGE, 8), r"a batch is one tensor of shape \(8, 1, 6, 6\)"),
-        ([batches()], "a batch is a list of list: let the loader give"),
+        ([batches()], "a batch is a list of list: return .* from its loader"),
         (batches(target=TARGET.float()), "labels of this batch are float32 of shape .*: give integers"),
         (batches(target=F.one_hot(TARGET)), "one-hot labels argmax"),
         (batches(torch.randn(16, 6, 6, 3)), "with the channels last: give .* by permute"),
