@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_biaskd.distiller import Needs
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.features.base import FeatureDistiller, Layer, check_average, feature_of, same_size
+from lightning_biaskd.features.base import FeatureDistiller, Layer, as_map, check_average, feature_of, same_size
 from lightning_biaskd.features.connectors import BatchNorm2d, Connector, require_built, to_device_of
 from lightning_biaskd.networks.outputs import Outputs, at_least_float32
 from lightning_biaskd.networks.tap import FeatureTap
@@ -68,13 +68,13 @@ class NORM(FeatureDistiller):
 
     Args:
         layer: the student's last feature map; the classifier must read its average.
-        teacher_layer: the teacher's last feature map; ``None`` for the same name.
+        teacher_layer: the teacher's last feature map or tokens; ``None`` for the same name.
         parts: N.
         boundaries: the first epochs, counted from 0, of the second to the fifth period.
 
     Raises:
-        UserError: fewer than one part, or not four rising boundaries; when called before ``build``; a feature that is
-            not a map, or whose average the classifier doesn't read; a classifier that is not linear.
+        UserError: fewer than one part, or not four rising boundaries; when called before ``build``; a student's
+            feature that is not a map, or whose average the classifier doesn't read; a classifier that is not linear.
     """
 
     needs = Needs(embedding=True)
@@ -100,16 +100,16 @@ class NORM(FeatureDistiller):
     def build(self, student: Outputs, teacher: Outputs, num_samples: int | None = None) -> None:
         """Creates the two linear layers."""
         ((s, t),) = self.pairs(student, teacher)
-        for feature, (layer,) in ((s, self.needs.layers), (t, self.needs.teacher_layers)):
-            if feature.ndim != 4:
-                raise UserError(f"NORM needs a map (B, D, H, W), but layer {layer!r} gives {tuple(feature.shape)}")
+        if s.ndim != 4:
+            (layer,) = self.needs.layers
+            raise UserError(f"NORM needs a map (B, D, H, W), but layer {layer!r} gives {tuple(s.shape)}")
         if not isinstance(student.head, nn.Linear):
             raise UserError(
                 f"NORM merges layers into a linear classifier, and got {type(student.head).__name__}: take a student "
                 "that ends in nn.Linear"
             )
         check_average("NORM", student, *self.needs.layers)
-        own, inside = s.shape[1], self.parts * t.shape[1]
+        own, inside = s.shape[1], self.parts * as_map(t).shape[1]
         self.connectors = to_device_of([_linear(own, inside), _linear(inside, own)], s)
 
     def outputs_of(self, student: Outputs) -> Outputs:
@@ -130,7 +130,7 @@ class NORM(FeatureDistiller):
         ((s, t),) = self.pairs(student, teacher)
         expand = require_built(self.connectors)[0]
         expanded = student.features.get(_EXPANDED)
-        return self.share * norm_loss(expand(s) if expanded is None else expanded, t)
+        return self.share * norm_loss(expand(s) if expanded is None else expanded, as_map(t))
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)

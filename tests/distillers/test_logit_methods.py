@@ -126,9 +126,7 @@ def test_tekap_without_noise_is_kd_several_times():
 
 def test_tekap_tells_that_it_needs_indices():
     student, teacher, target = batch()
-    with pytest.raises(
-        UserError, match=r"needs its index: call distillation.*with_index"
-    ):
+    with pytest.raises(UserError, match=r"needs its index: call distillation.*with_index"):
         TeKAP()(Outputs(student), Outputs(teacher), target)
     TeKAP()(with_index(Outputs(student), torch.arange(8)), Outputs(teacher), target)
 

@@ -87,6 +87,17 @@ def test_larger_maps_are_averaged_to_the_smaller(student, teacher):
     assert fit.losses((image, torch.arange(3)), 0).logged["train/loss_kd"].isfinite()
 
 
+def test_tokens_of_a_teacher_are_the_map_that_they_make():
+    logits, _, target = batch()
+    good = projected(logits)
+    tokens = good.features["-1"].flatten(2).transpose(1, 2)
+    class_token = torch.full_like(tokens[:, :1], 9.0)
+    transformer = good._replace(features={"-1": torch.cat([class_token, tokens], 1)})
+    method = NORM()
+    method.build(good, transformer)
+    torch.testing.assert_close(method(good, transformer, target), method(good, good, target))
+
+
 def test_refusals():
     logits, _, target = batch()
     good = projected(logits)
