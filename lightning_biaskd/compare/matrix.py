@@ -8,15 +8,12 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_biaskd.command_line.shipped import shipped
+from lightning_biaskd.compare.contents import content_of, named_in
 from lightning_biaskd.errors import UserError
-from lightning_biaskd.files import sha256
 
 Choice = str | list[str] | dict[str, Any] | None
 """What a name on an axis stands for: a YAML file, several, or flags (``config`` among them names files)."""
@@ -211,9 +208,9 @@ class Run:
         """Of all that determines the result, that is the flags and the contents of the files and of what these name."""
         digest = hashlib.sha256(json.dumps([self.row.flags, self.seed], sort_keys=True, default=str).encode())
         for file in self.row.files:
-            digest.update(_content(shipped(file)))
+            digest.update(content_of(shipped(file)))
         for value in self.row.flags.values():
-            digest.update(_named(value))
+            digest.update(named_in(value))
         return digest.hexdigest()[:10]
 
     def folder(self, output: Path, fingerprint: str | None = None) -> Path:
@@ -248,48 +245,3 @@ def _parts(choice: Choice) -> tuple[list[str], dict[str, Any]]:
 
 def _spelled(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _content(path: str) -> bytes:
-    """Digest of a YAML file and of the files that it names, such as a teacher's weights."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        named = _named(yaml.safe_load(text), Path(path).parent)
-    except OSError:
-        raise UserError(f"no file {path!r}, which the matrix names") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {error}") from None
-    return hashlib.sha256(text.encode() + named).digest()
-
-
-def _named(value: Any, *folders: Path) -> bytes:
-    """Digests of all files whose paths occur in a value, relative to the working directory or to another folder."""
-    if isinstance(value, dict | list):
-        return b"".join(_named(item, *folders) for item in (value.values() if isinstance(value, dict) else value))
-    if not isinstance(value, str) or not value or "\0" in value:
-        return b""
-    for path in (folder / Path(value).expanduser() for folder in (Path(), *folders)):
-        if path.is_file():
-            return _file(str(path), path.stat().st_mtime_ns) + _named(_inner(path), path.parent)
-        if (path / "config.json").is_file():  # of a network that was saved by save_pretrained
-            return b"".join(
-                _file(str(part), part.stat().st_mtime_ns) for part in sorted(path.iterdir()) if part.is_file()
-            )
-    return b""
-
-
-def _inner(path: Path) -> Any:
-    """What a file names in its turn: other YAML files, or the parts of sharded weights."""
-    try:
-        if path.suffix in (".yaml", ".yml"):
-            return yaml.safe_load(path.read_text(encoding="utf-8"))
-        if path.name.endswith(".index.json"):
-            return sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-    except (ValueError, yaml.YAMLError, KeyError, AttributeError):
-        pass  # the run itself says what is wrong with it
-    return None
-
-
-@cache
-def _file(path: str, _modified: int) -> bytes:
-    return bytes.fromhex(sha256(Path(path)))

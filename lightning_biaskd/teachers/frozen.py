@@ -220,9 +220,9 @@ class FrozenTeacher(nn.Module):
     def _prepare(self, image: Input) -> None:
         if not self._tried:
             own, run = own_dtype(self.model), plain(self._tap)
-            image_ = image if own is None else converted(image, own)
-            self.fault = tried(self._tap, run, image_)
-            self._in_place = works_in_place(run, image_)
+            suited = image if own is None else converted(image, own)
+            self.fault = tried(self._tap, run, suited)
+            self._in_place = works_in_place(run, suited)
             self._tried = True
         backend = self.backend if self.fault is None else "plain"  # what is prepared is compared with the network
         run = accelerate(self._tap, copied(image), backend, self.precision)

@@ -191,6 +191,13 @@ def test_what_named_files_name_in_their_turn_belongs_to_the_fingerprint(tmp_path
         assert len(found) == 2, place
 
 
+def test_files_that_name_each_other_and_long_texts_have_a_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(f"{{note: {'long ' * 200}, user: ~nobody-here/x, other: b.yaml}}")
+    (tmp_path / "b.yaml").write_text("{other: a.yaml}")
+    assert len(next(Matrix({"a": {"b": "a.yaml"}}).expanded()[0].runs()).fingerprint) == 10
+
+
 def test_a_missing_file_is_one_line():
     with pytest.raises(UserError, match=r"no file 'nowhere.yaml', which the matrix names"):
         next(Matrix({"a": {"b": "nowhere.yaml"}}).expanded()[0].runs()).fingerprint  # noqa: B018
