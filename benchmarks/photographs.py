@@ -127,6 +127,18 @@ def headline() -> str:
     )
 
 
+def twins() -> str:
+    """Runs of the recommended form and their twins: the same seeds, and sums that are rounded in another order."""
+    rows = []
+    for (setting,) in names(runs("photos_before"), "setting"):
+        pair = runs("photos_before", setting=setting), _of(setting, RECOMMENDED)
+        before, now = (by_seed(found, "acc1_last") for found in pair)
+        most = max(abs(before[seed] - now[seed]) for seed in before)
+        rows.append([setting, spread(before), spread(now), interval(paired_difference(now, before)), f"{most:.2f}"])
+    head = ["top-1 on test images [%]", "first", "second", "second − first [points], 95 %", "largest of one seed"]
+    return markdown(head, rows)
+
+
 def ablation() -> str:
     """How many points the recommended form is ahead of those that differ from it in one part."""
     rows = []
@@ -166,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "photos worst, validation": lambda: worst("val_acc1_last"),
     "photos worst, test": lambda: worst("acc1_last"),
     "photos ablation": ablation,
+    "photos twins": twins,
     "photos rivals": rivals,
     "photos beyond": _beyond,
 }
