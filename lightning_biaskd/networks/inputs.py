@@ -89,11 +89,8 @@ class InputSpec:
 def _as_tuple(values: Any) -> tuple[Any, ...]:
     """Plain numbers of a list, a tuple, an array or a tensor, or a single one."""
     values = values.tolist() if hasattr(values, "tolist") else values
-    return (
-        tuple(value.item() if hasattr(value, "item") else value for value in values)
-        if isinstance(values, Sequence)
-        else (values,)
-    )
+    values = values if isinstance(values, Sequence) else [values]
+    return tuple(value.item() if hasattr(value, "item") else value for value in values)
 
 
 class InputConversion(nn.Module):

@@ -20,7 +20,7 @@ from lightning_biaskd.networks.tap import FeatureTap
 from lightning_biaskd.networks.weights import load_weights
 from lightning_biaskd.teachers.backends import Backend, Precision, accelerate, half_precision, plain
 from lightning_biaskd.teachers.stream import join_side_stream, on_side_stream
-from lightning_biaskd.teachers.trial import tried, works_in_place
+from lightning_biaskd.teachers.trial import tried
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -219,10 +219,9 @@ class FrozenTeacher(nn.Module):
 
     def _prepare(self, image: Input) -> None:
         if not self._tried:
-            own, run = own_dtype(self.model), plain(self._tap)
+            own = own_dtype(self.model)
             suited = image if own is None else converted(image, own)
-            self.fault = tried(self._tap, run, suited)
-            self._in_place = works_in_place(run, suited)
+            self.fault, self._in_place = tried(self._tap, plain(self._tap), suited)
             self._tried = True
         backend = self.backend if self.fault is None else "plain"  # what is prepared is compared with the network
         run = accelerate(self._tap, copied(image), backend, self.precision)

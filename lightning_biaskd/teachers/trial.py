@@ -22,16 +22,7 @@ _PART = 2
 _TOLERANCE, _HALF_TOLERANCE = 5e-3, 5e-2  # of the range of the logits, between batches of two sizes
 
 
-def works_in_place(run: Callable[[Input], Outputs], image: Input) -> bool:
-    """Whether a network changes the images that it is given, as one does that begins with ``nn.ReLU(inplace=True)``."""
-    image = leading(image, _IMAGES)
-    own = copied(image)
-    with unchanged_random_state():
-        run(own)
-    return not torch.equal(one_of(own), one_of(image))
-
-
-def tried(tap: FeatureTap, run: Callable[[Input], Outputs], image: Input) -> str | None:
+def tried(tap: FeatureTap, run: Callable[[Input], Outputs], image: Input) -> tuple[str | None, bool]:
     """Runs a teacher three times on a few images, and warns of what is wrong with its outputs.
 
     Args:
@@ -40,7 +31,8 @@ def tried(tap: FeatureTap, run: Callable[[Input], Outputs], image: Input) -> str
         image: (B, …), the first images, or named tensors.
 
     Returns:
-        Why its outputs can't be stored, with the remedy; ``None`` if they can.
+        Why its outputs can't be stored, with the remedy, ``None`` if they can; and whether it works in place on its
+        input, as a network does that begins with ``nn.ReLU(inplace=True)``.
 
     Raises:
         UserError: the network doesn't take the images, or changes its buffers.
@@ -49,7 +41,9 @@ def tried(tap: FeatureTap, run: Callable[[Input], Outputs], image: Input) -> str
     image = leading(image, _IMAGES)
     buffers = [(name, buffer, buffer.clone()) for name, buffer in tap.model.named_buffers()]
     with unchanged_random_state():
-        first, again, part = (_logits(run, copied(some), name) for some in (image, image, leading(image, _PART)))
+        own = copied(image)
+        first = _logits(run, own, name)
+        again, part = (_logits(run, copied(some), name) for some in (image, leading(image, _PART)))
     if any(not torch.equal(now, before) for _, now, before in buffers if not before.isnan().any()):
         raise UserError(
             f"{name} changes its buffers when it runs, as batch norms do in training: put the teacher in eval mode "
@@ -72,7 +66,7 @@ def tried(tap: FeatureTap, run: Callable[[Input], Outputs], image: Input) -> str
         )
     if fault is not None:
         rank_zero_warn(fault)
-    return fault
+    return fault, not torch.equal(one_of(own), one_of(image))
 
 
 def _logits(run: Callable[[Input], Outputs], image: Input, name: str) -> Tensor:

@@ -58,6 +58,7 @@ class DynamicWeights(EpochCallback):
                 "γ can't follow max_time, which ends training at another step on each machine: bound the run by "
                 "max_epochs or max_steps, or fix γ by DynamicWeights(constant)"
             )
+        check_steady_steps(trainer, self.interval)
         self._progress(trainer)
         strategies = [module for module in pl_module.modules() if isinstance(module, BiasStrategy)]
         if not strategies:
@@ -92,7 +93,6 @@ class DynamicWeights(EpochCallback):
             by_epoch = trainer.current_epoch / epochs if epochs > 0 else 0.0
             by_step = _steps_before_epoch(trainer) / trainer.max_steps if trainer.max_steps > 0 else 0.0
             return min(max(by_epoch, by_step), 1.0)
-        check_steady_steps(trainer, self.interval)
         total = trainer.estimated_stepping_batches
         if total < 1 or math.isinf(total):
             raise UserError("the training data have no length, so steps can't be counted: set max_steps of the Trainer")

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from lightning_biaskd.distributed.padding import unpadded_rows
 from lightning_biaskd.metrics import ChosenMetrics, SegmentationScores, topk_accuracies
@@ -67,22 +67,19 @@ class EvaluatedModule(LightningModule):
             target: (B,) or (B, H, W) labels.
         """
         classes = logits.shape[1]
-        names = class_names_of(getattr(self._trainer, "datamodule", None), classes)
+
+        def scores() -> MetricCollection | SegmentationScores:
+            names = class_names_of(getattr(self._trainer, "datamodule", None), classes)
+            if logits.ndim == 2:
+                return topk_accuracies(classes, prefix)
+            return SegmentationScores(classes, self.ignore_index, names, prefix)
+
         if logits.ndim == 2 and self.ignore_index is not None:
             known = target != self.ignore_index
             logits, target = logits[known], target[known]
             if not len(target):
                 return
-        self.meters.update(
-            prefix,
-            lambda: (
-                topk_accuracies(classes, prefix)
-                if logits.ndim == 2
-                else SegmentationScores(classes, self.ignore_index, names, prefix)
-            ),
-            logits,
-            target,
-        )
+        self.meters.update(prefix, scores, logits, target)
         if self.metrics:
             self.meters.update(f"{prefix}chosen", lambda: ChosenMetrics(self.metrics or [], prefix), logits, target)
 
