@@ -130,7 +130,7 @@ class NORM(FeatureDistiller):
         ((s, t),) = self.pairs(student, teacher)
         expand = require_built(self.connectors)[0]
         expanded = student.features.get(_EXPANDED)
-        return self.share * norm_loss(expand(s) if expanded is None else expanded, as_map(t))
+        return self.share * norm_loss(expand(s) if expanded is None else expanded, t)
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
