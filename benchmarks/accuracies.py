@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 from lightning_biaskd.compare import table
@@ -15,11 +16,15 @@ MATRICES = ("photos", "methods", "methods_vit", "camvid", "bccd", "main", "when"
 Runs = list[dict[str, str]]
 
 
+@cache
+def _results(matrix: str) -> Runs:
+    with (RESULTS / f"evidence_{matrix}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def runs(matrix: str, **names: str) -> Runs:
     """The runs of a matrix, or those with certain names on its axes."""
-    with (RESULTS / f"evidence_{matrix}.csv").open(encoding="utf-8") as file:
-        found = list(csv.DictReader(file))
-    return [run for run in found if all(run[axis] == name for axis, name in names.items())]
+    return [run for run in _results(matrix) if all(run[axis] == name for axis, name in names.items())]
 
 
 def by_seed(found: Runs, column: str) -> dict[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -19,6 +20,7 @@ def methods() -> list[str]:
     return [name for name in classes if name not in ("Distiller", "FeatureDistiller")]
 
 
+@cache
 def rows() -> dict[str, dict[str, str]]:
     """What the table in methods.md says of each method, by the table's headings."""
     lines = (HERE / "methods.md").read_text(encoding="utf-8").split("\n## The methods")[1].splitlines()
@@ -27,11 +29,13 @@ def rows() -> dict[str, dict[str, str]]:
     return {row[0].strip("`"): dict(zip(headings, row, strict=True)) for row in body}
 
 
+@cache
 def notes() -> dict[str, dict[str, str | None]]:
     """When to use each method, and the key of its citation."""
     return yaml.safe_load((HERE / "methods.yaml").read_text(encoding="utf-8"))
 
 
+@cache
 def references() -> dict[str, str]:
     """BibTeX entries by key."""
     text = (HERE / "references.bib").read_text(encoding="utf-8")

@@ -1,3 +1,4 @@
+import gc
 import os
 import random
 import shutil
@@ -28,6 +29,16 @@ def pytest_configure(config):
 def pytest_xdist_auto_num_workers():
     """Two more than there are cores: many tests wait for processes that they start."""
     return (os.cpu_count() or 1) + 2
+
+
+def pytest_collection_finish():
+    """All that has been imported stays, so the collector needn't walk it again and again."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # libraries count at the end what is left
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,9 @@
 """Real launches: four processes, two nodes on loopback, and networks spread over two."""
 
 import json
-import os
 import pickle
 import runpy
 import socket
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -21,7 +18,6 @@ from lightning_biaskd import ClassificationModule, UserError
 from lightning_biaskd.training.checks import check_accumulation
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
 SHARED = """
     import json, os, sys, warnings
     import torch
@@ -236,7 +232,7 @@ def test_a_signal_to_the_ranks_stops_all_of_them_with_a_checkpoint(receivers, tm
                           limit_val_batches=0, callbacks=[Term(), stopped], **quiet)
         trainer.fit(DistillationModule(network(), network(width=8)), TinyData(batch_size=4))
     """
-    (tmp_path / "program.py").write_text(textwrap.dedent(SHARED) + textwrap.dedent(code))
+    program = write(code, tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -244,11 +240,11 @@ def test_a_signal_to_the_ranks_stops_all_of_them_with_a_checkpoint(receivers, tm
     for rank in ("0", "1"):
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         names |= {"GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
-        program = [sys.executable, "program.py"]
-        ranks.append(subprocess.Popen(program, cwd=tmp_path, env=ENVIRONMENT | names, stderr=subprocess.PIPE))
-    said = [process.communicate(timeout=120)[1].decode() for process in ranks]
+        ranks.append(Started(runpy.run_path, str(program), folder=tmp_path, **names))
+    for rank in ranks:
+        rank.process.join(120)
     # of a machine, the first process tells the status; a launcher kills it where another one fails before it
-    assert [process.returncode for process in ranks] == [143, 0], said
+    assert [rank.process.exitcode for rank in ranks] == [143, 0], [rank.err.read_text() for rank in ranks]
     assert torch.load(tmp_path / "ckpt/stopped.ckpt", weights_only=True)["global_step"] == 3
 
 

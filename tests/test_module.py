@@ -18,6 +18,7 @@ from lightning_biaskd import (
     UserError,
     load_weights,
 )
+from lightning_biaskd.distillers import FitNet
 
 SGD = staticmethod(lambda params: torch.optim.SGD(params, lr=0.1)).__func__
 
@@ -121,6 +122,18 @@ def test_loading_with_another_method_is_told(checkpoint):
     _, path = checkpoint
     with pytest.warns(UserWarning, match=r"trained with DKD\(alpha=1.0, beta=2.0.*distils with KD"):
         DistillationModule.load_from_checkpoint(path, student=network(), teacher=network())
+
+
+def test_loading_without_a_method_that_learned_layers_names_it(trainer, tmp_path):
+    method = FitNet(("1",))
+    module, path = DistillationModule(network(), network(width=5), method, bias=None), tmp_path / "run.ckpt"
+    fitted = trainer()
+    fitted.fit(module, TinyData())
+    fitted.save_checkpoint(path)
+    with pytest.raises(UserError, match="method, FitNet, has other layers than this KD: give distiller="):
+        DistillationModule.load_from_checkpoint(path, student=network(), teacher=network(width=5))
+    parts = {"student": network(), "teacher": network(width=5)}
+    assert unchanged(snapshot(module), DistillationModule.load_from_checkpoint(path, **parts, distiller=method))
 
 
 @pytest.mark.parametrize(

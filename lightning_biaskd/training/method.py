@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_biaskd.bias import BiasStrategy, Plain
 from lightning_biaskd.distiller import Distiller
+from lightning_biaskd.errors import UserError
 from lightning_biaskd.teachers.frozen import FrozenTeacher
 from lightning_biaskd.training.dynamic_weights import DynamicWeights
 from lightning_biaskd.training.fixed_parts import FixedParts
@@ -59,6 +60,12 @@ class MethodModule(FixedParts, LightningModule):
             weights = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("bias.")}
             own = {f"bias.{name}": value for name, value in self.bias.state_dict().items()}
             checkpoint["state_dict"] = {**weights, **own}
+        others = checkpoint["state_dict"].keys() ^ self.state_dict().keys()
+        if self.strict_loading and others and all(name.startswith("distiller.") for name in others):
+            then, now = saved.partition("(")[0], type(self.distiller).__name__
+            raise UserError(
+                f"the checkpoint's method, {then}, has other layers than this {now}: give distiller= as then"
+            )
         super().on_load_checkpoint(checkpoint)
         if saved != self._method():
             rank_zero_warn(f"the checkpoint was trained with {saved}; this module distils with {self._method()}")

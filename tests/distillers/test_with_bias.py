@@ -1,6 +1,7 @@
 """The strategy around every exported distiller."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -29,31 +30,30 @@ def outputs(name, rows=8, shift=SOME_RIGHT):
 
 
 @every_distiller
-@every_mode
-@pytest.mark.parametrize("normalize", ["group", "batch"])
 @pytest.mark.parametrize(("rows", "shift"), [(8, SOME_RIGHT), (8, 30.0), (8, -30.0), (1, 30.0), (1, -30.0)])
-def test_is_finite_and_reaches_the_student_and_what_the_method_learns(name, mode, normalize, rows, shift):
+def test_is_finite_and_reaches_the_student_and_what_the_method_learns(name, rows, shift):
     distiller = SETTINGS[name].distiller
-    student, teacher, target = outputs(name, rows, shift)
-    loss = strategy(mode, normalize=normalize)(distiller, student, teacher, target)
-    assert all(value.isfinite() for value in loss[:4])
-    leaves = [student.logits, *trained(distiller)]
-    gradients = torch.autograd.grad(loss.total, leaves)
-    assert all(gradient.isfinite().all() for gradient in gradients)
-    if shift == SOME_RIGHT:
-        assert all(gradient.any() for gradient in gradients)
+    for mode, normalize in itertools.product(MODES, ("group", "batch")):
+        student, teacher, target = outputs(name, rows, shift)
+        loss = strategy(mode, normalize=normalize)(distiller, student, teacher, target)
+        assert all(value.isfinite() for value in loss[:4]), (mode, normalize)
+        gradients = torch.autograd.grad(loss.total, [student.logits, *trained(distiller)])
+        assert all(gradient.isfinite().all() for gradient in gradients), (mode, normalize)
+        if shift == SOME_RIGHT:
+            assert all(gradient.any() for gradient in gradients), (mode, normalize)
 
 
 @every_distiller
-@every_mode
-def test_all_right_is_the_plain_method(name, mode):
+def test_all_right_is_the_plain_method(name):
     distiller = SETTINGS[name].distiller
-    student, teacher, target = outputs(name, shift=30.0)
-    loss = strategy(mode)(distiller, student, teacher, target)
-    torch.testing.assert_close(loss.right, distiller(student, teacher, target).mean().detach())
-    assert loss.rectified == 0
-    assert loss.wrong_rate == 0
-    torch.testing.assert_close(loss.total, (0.7 if distiller.reads == "logits" else 1.0) * loss.right)
+    for mode in MODES:
+        student, teacher, target = outputs(name, shift=30.0)
+        loss = strategy(mode)(distiller, student, teacher, target)
+        plain = distiller(student, teacher, target).mean().detach()
+        torch.testing.assert_close(loss.right, plain, msg=lambda said, mode=mode: f"{mode}: {said}")
+        assert loss.rectified == 0, mode
+        assert loss.wrong_rate == 0, mode
+        torch.testing.assert_close(loss.total, (0.7 if distiller.reads == "logits" else 1.0) * loss.right)
 
 
 @every_distiller
