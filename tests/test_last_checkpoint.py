@@ -49,6 +49,9 @@ def test_last_without_any_is_said(capsys, caplog):
     with pytest.raises(SystemExit):
         main(["test", *PLACES["Lightning's names"], "--ckpt_path", "last", "--trainer.accelerator", "cpu"])
     assert "there is no checkpoint in 'runs/quickstart' yet" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["test", *PLACES["a folder of its own"], "--ckpt_path", "best", "--trainer.accelerator", "cpu"])
+    assert "--ckpt_path runs/…/checkpoints/best.ckpt" in capsys.readouterr().err
 
 
 def test_a_remote_folder_holds_all_of_a_run(capsys):
