@@ -137,7 +137,9 @@ class BiasKDCLI(LightningCLI):
             found = last_checkpoint(self.trainer, may_start_new=subcommand == "fit")
             kwargs["ckpt_path"] = None if found is None else str(found)
         if kwargs.get("ckpt_path") == "best":
-            raise UserError("which one was best is not known to a new process: --ckpt_path runs/…/checkpoints/best.ckpt")
+            raise UserError(
+                "which one was best is not known to a new process: --ckpt_path runs/…/checkpoints/best.ckpt"
+            )
         return prepare(self.trainer, subcommand, kwargs, self._get(self.config, "output"))
 
     def after_validate(self) -> None:

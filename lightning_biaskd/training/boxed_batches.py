@@ -10,6 +10,8 @@ from torch import Tensor
 from lightning_biaskd.errors import UserError
 from lightning_biaskd.training.checks import may_read
 
+_BRIGHTEST = 10  # of images that are normalised, some standard deviations
+
 
 def boxed_batch(batch: Any, batch_idx: int, classes: int | None) -> Sequence[Any]:
     """A batch ``(images, targets, …)`` of what a loader gave.
@@ -20,7 +22,7 @@ def boxed_batch(batch: Any, batch_idx: int, classes: int | None) -> Sequence[Any
         classes: C, the background included; ``None`` if it is not known.
 
     Raises:
-        UserError: a batch of another kind, labels out of range, or boxes without area.
+        UserError: a batch of another kind, pixels or labels out of range, or boxes that are no pixels of their image.
     """
     if not isinstance(batch, Sequence) or len(batch) < 2 or isinstance(batch[1], Tensor):
         raise UserError(
@@ -32,8 +34,10 @@ def boxed_batch(batch: Any, batch_idx: int, classes: int | None) -> Sequence[Any
         raise UserError(
             f"a batch holds {len(images)} images and {len(targets)} targets: give one target for each image"
         )
-    for target in targets:
-        _check_target(target, batch_idx, classes)
+    if images and may_read(images[0], batch_idx) and float(images[0].max()) > _BRIGHTEST:
+        raise UserError(f"an image has values up to {float(images[0].max()):.0f}, not in [0, 1]: divide them by 255")
+    for image, target in zip(images, targets, strict=True):
+        _check_target(target, image, batch_idx, classes)
     return batch
 
 
@@ -54,7 +58,7 @@ def boxed_images(batch: Any) -> Sequence[Tensor]:
     return images  # type: ignore[no-any-return]
 
 
-def _check_target(target: Any, batch_idx: int, classes: int | None) -> None:
+def _check_target(target: Any, image: Tensor, batch_idx: int, classes: int | None) -> None:
     if not isinstance(target, Mapping) or not {"boxes", "labels"} <= target.keys():
         raise UserError("a target must be a mapping with boxes (n, 4) and labels (n,)")
     boxes, labels = target["boxes"], target["labels"]
@@ -71,5 +75,17 @@ def _check_target(target: Any, batch_idx: int, classes: int | None) -> None:
             f"labels lie in [{low}, {high}], outside [1, {'C' if classes is None else classes - 1}]: class 0 is the "
             "background, so number the classes of the objects from 1"
         )
+    _check_boxes(boxes, image)
+
+
+def _check_boxes(boxes: Tensor, image: Tensor) -> None:
+    height, width = image.shape[-2:]
+    if bool((boxes <= 1).all()):
+        raise UserError("a target's boxes lie in [0, 1]: give (x1, y1, x2, y2) in pixels, not relative to the image")
     if not bool((boxes[:, 2:] > boxes[:, :2]).all()):
         raise UserError("a target has a box without area: give boxes as (x1, y1, x2, y2) with x1 < x2 and y1 < y2")
+    if bool((boxes[:, :2] >= boxes.new_tensor([width, height])).any() or (boxes[:, 2:] <= 0).any()):
+        raise UserError(
+            f"a target has a box outside of its image of {width}x{height} pixels: resize boxes with their images, and "
+            "give them as (x1, y1, x2, y2)"
+        )
