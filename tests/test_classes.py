@@ -88,6 +88,11 @@ def test_an_impossible_map_is_one_line(index):
         ClassMap(index)
 
 
+def test_one_output_for_two_classes_is_refused():
+    with pytest.raises(UserError, match="names output 3 for 2 classes"):
+        ClassMap([0, 3, -1, 3, -1])
+
+
 def test_an_output_that_is_not_there_is_one_line(trainer):
     with pytest.raises(UserError, match="names output 6 of a network that has 6"):
         trainer().fit(DistillationModule(network(), network(), teacher_classes=[6, 1, 2, 3, 4, 5]), TinyData())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -28,7 +29,7 @@ class ClassMap(nn.Module):
             that aren't listed (of a network with more classes) are dropped.
 
     Raises:
-        UserError: an output that the network doesn't have, or no class that it knows.
+        UserError: an output that the network doesn't have, one for two classes, or no class that it knows.
 
     Shape:
         (N, T, …) to (N, C, …).
@@ -48,6 +49,12 @@ class ClassMap(nn.Module):
             raise UserError(
                 "a class map names for each class of the data an output of the network, numbered from 0, or -1 for "
                 f"none; {list(index)} does not"
+            )
+        output, times = max(Counter(place for place in index if place >= 0).items(), key=lambda item: item[1])
+        if times > 1:
+            raise UserError(
+                f"the class map names output {output} for {times} classes, which the network would not tell apart: "
+                "name each output once, or -1 for none"
             )
         self.last = max(index)
         self.complete = -1 not in index
