@@ -32,6 +32,10 @@ SHARED = """
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 """
 
+spreads_on_cpu = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="torch of this age spreads networks over accelerators only"
+)
+
 
 def run_program(code, processes, folder):
     program = write(code, folder)
@@ -101,6 +105,7 @@ def test_four_processes_neither_send_nor_change_the_teacher(tmp_path):
     assert saved == momentum == student
 
 
+@spreads_on_cpu
 def test_networks_are_spread_over_two_processes(tmp_path):
     """By FSDP2; the checkpoint is whole."""
     code = """
@@ -125,6 +130,7 @@ def test_networks_are_spread_over_two_processes(tmp_path):
         assert torch.equal(saved[f"model.{name}"], value)
 
 
+@spreads_on_cpu
 def test_what_a_method_learns_is_trained_beside_spread_networks_as_under_ddp(tmp_path):
     code = """
         rank = os.environ["RANK"]
@@ -169,6 +175,7 @@ def test_what_spread_networks_cannot_have_is_refused(what, tmp_path):
     run_program(code, 1, tmp_path)
 
 
+@spreads_on_cpu
 def test_a_list_of_modules_is_spread_by_its_members(tmp_path):
     code = """
         from torch.distributed.device_mesh import init_device_mesh
