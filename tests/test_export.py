@@ -246,6 +246,13 @@ class Forgetful(nn.Module):
         return self.layer(image.flatten(1)) + self.calls
 
 
+class Unwritable(Forgetful):
+    """Computes a function that ONNX has not."""
+
+    def forward(self, image):
+        return self.layer(torch.special.bessel_j0(image.flatten(1)))
+
+
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
@@ -271,6 +278,7 @@ class Wrapped(Forgetful):
     [
         (Branching, "net.pt2", {}, "can't capture Branching .*export to safetensors"),
         (Branching, "net.onnx", {}, "can't capture Branching .*export to safetensors"),
+        (Unwritable, "net.onnx", {}, "can't write what torch .* of Unwritable: pip install -U torch onnxscript, or"),
         (Forgetful, "net.pt2", {}, "differs from the network by .* and was not written"),
         (not_finite, "net.onnx", {}, "differs from the network by nan of its logits"),
         (resnet8, "net.pt2", {}, r"ResNet does not take images of shape \(1, 8, 8\)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,6 +119,11 @@ def _captured(exported: Exported, capture: Callable[..., Any]) -> Any:
         return capture(exported, (exported.example(2),), dynamic_shapes=shapes)
     except Exception as error:  # of many kinds, whatever in the network's code can't be captured
         reason = str(error).strip().splitlines() or [type(error).__name__]
+        if isinstance(error, torch.onnx.OnnxExporterError) and "Failed to convert" in reason[0]:
+            raise UserError(
+                f"onnxscript {version('onnxscript')} can't write what torch {torch.__version__} captured of "
+                f"{type(exported.network).__name__}: pip install -U torch onnxscript, or export to safetensors"
+            ) from error
         raise UserError(
             f"torch.export can't capture {type(exported.network).__name__} for batches of any size ({reason[0]}): "
             "export to safetensors"
