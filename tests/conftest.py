@@ -34,7 +34,7 @@ def pytest_xdist_auto_num_workers():
 def pytest_collection_finish():
     """All that has been imported stays, so the collector needn't walk it again and again."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(50_000)
 
 
 def pytest_sessionfinish():
