@@ -229,6 +229,14 @@ def test_batches_of_another_kind_are_told(change, told):
     assert "\n" not in str(error.value)
 
 
+def test_pixels_are_checked_before_a_prediction_too():
+    module = DetectionModule(detector()).eval()
+    images = torch.stack(batch()[0])
+    assert len(module.predict_step(images, 0)) == 2
+    with pytest.raises(UserError, match=r"not in \[0, 1\]: divide them by 255"):
+        module.predict_step(255 * images, 0)
+
+
 def test_a_fit_leaves_the_teacher_alone_and_logs_both_networks(tmp_path, trainer, capsys):
     teacher = detector(1)
     teacher.roi_heads.score_thresh = teacher.roi_heads.box_predictor.cls_score.bias.data[1:] = 0.0

@@ -247,7 +247,7 @@ class Forgetful(nn.Module):
 
 
 class Unwritable(Forgetful):
-    """Computes a function that ONNX has not."""
+    """Computes a function that ONNX lacks."""
 
     def forward(self, image):
         return self.layer(torch.special.bessel_j0(image.flatten(1)))

@@ -33,7 +33,7 @@ SHARED = """
 """
 
 spreads_on_cpu = pytest.mark.skipif(
-    not hasattr(torch.cpu.Stream, "record_event"), reason="torch of this age spreads networks over accelerators only"
+    not hasattr(torch.cpu.Stream, "record_event"), reason="this torch spreads networks over accelerators only"
 )
 
 

@@ -130,7 +130,7 @@ def test_loading_without_a_method_that_learned_layers_names_it(trainer, tmp_path
     fitted = trainer()
     fitted.fit(module, TinyData())
     fitted.save_checkpoint(path)
-    with pytest.raises(UserError, match="method, FitNet, has other layers than this KD: give distiller="):
+    with pytest.raises(UserError, match="method, FitNet, has other layers than this KD: pass distiller= as in"):
         DistillationModule.load_from_checkpoint(path, student=network(), teacher=network(width=5))
     parts = {"student": network(), "teacher": network(width=5)}
     assert unchanged(snapshot(module), DistillationModule.load_from_checkpoint(path, **parts, distiller=method))

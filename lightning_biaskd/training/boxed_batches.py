@@ -29,23 +29,21 @@ def boxed_batch(batch: Any, batch_idx: int, classes: int | None) -> Sequence[Any
             f"a batch is a {type(batch).__name__}: let the loader give (images, targets), as torchvision's detectors "
             "take them, by a collate_fn such as lambda samples: tuple(zip(*samples))"
         )
-    images, targets = boxed_images(batch), batch[1]
+    images, targets = boxed_images(batch, batch_idx), batch[1]
     if len(images) != len(targets):
         raise UserError(
             f"a batch holds {len(images)} images and {len(targets)} targets: give one target for each image"
         )
-    if images and may_read(images[0], batch_idx) and float(images[0].max()) > _BRIGHTEST:
-        raise UserError(f"an image has values up to {float(images[0].max()):.0f}, not in [0, 1]: divide them by 255")
     for image, target in zip(images, targets, strict=True):
         _check_target(target, image, batch_idx, classes)
     return batch
 
 
-def boxed_images(batch: Any) -> Sequence[Tensor]:
+def boxed_images(batch: Any, batch_idx: int) -> Sequence[Tensor]:
     """The images of a batch to predict, tensors (3, H, W) in [0, 1]: the batch itself, or its first part.
 
     Raises:
-        UserError: images of another kind.
+        UserError: images of another kind, or pixels out of range.
     """
     images = batch if not isinstance(batch, Sequence) or isinstance(batch[0], Tensor) else batch[0]
     for image in images:
@@ -55,6 +53,8 @@ def boxed_images(batch: Any) -> Sequence[Tensor]:
                 f"a batch holds an image {described}: give tensors (3, H, W) of floats in [0, 1], or pass a data "
                 "module itself, not its loader"
             )
+    if len(images) and may_read(images[0], batch_idx) and (brightest := float(images[0].max())) > _BRIGHTEST:
+        raise UserError(f"an image has values up to {brightest:.0f}, not in [0, 1]: divide them by 255")
     return images  # type: ignore[no-any-return]
 
 

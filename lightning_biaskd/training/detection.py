@@ -115,7 +115,7 @@ class DetectionModule(NetworkModule):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Tensor]]:
         """Boxes, labels and scores of each image."""
-        return self(boxed_images(batch))  # type: ignore[no-any-return]
+        return self(boxed_images(batch, batch_idx))  # type: ignore[no-any-return]
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -64,7 +64,7 @@ class MethodModule(FixedParts, LightningModule):
         if self.strict_loading and others and all(name.startswith("distiller.") for name in others):
             then, now = saved.partition("(")[0], type(self.distiller).__name__
             raise UserError(
-                f"the checkpoint's method, {then}, has other layers than this {now}: give distiller= as then"
+                f"the checkpoint's method, {then}, has other layers than this {now}: pass distiller= as in training"
             )
         super().on_load_checkpoint(checkpoint)
         if saved != self._method():
