@@ -34,7 +34,7 @@ def by_seed(found: Runs, column: str) -> dict[int, float]:
 
 def spread(values: Mapping[int, float]) -> str:
     """Mean ± standard deviation."""
-    return table.spread(summary(list(values.values())))
+    return table.spread(summary(list(values.values()))) if values else "–"
 
 
 def mean(values: Mapping[int, float]) -> str:
@@ -168,6 +168,7 @@ def headline() -> str:
     for title, where in (
         ("the student alone", {"method": "alone"}),
         ("plain KD", {"method": "kd", "form": "plain"}),
+        ("`bias/recommended.yaml`", {"method": "kd", "form": "recommended"}),
         ("`bias/paper.yaml`: the paper's form", {"method": "kd", "form": "paper, blend"}),
         ("`bias/ramp.yaml`", {"method": "kd", "form": "ramp, swap"}),
     ):

@@ -1,6 +1,6 @@
 """All of the evidence: trains the teachers that are missing, then runs the matrices; each goes on where it was.
 
-    python benchmarks/evidence.py                      # all of it; some hours on two cores
+    python benchmarks/evidence.py                      # all of it; about half a day on two cores
     python benchmarks/evidence.py --matrices photos    # one of photos, methods, methods_vit, camvid, main, when, ...
 
 Fashion-MNIST must lie where Debian's package dataset-fashion-mnist puts it. The photographs lie in data/cifar10_jpeg,

@@ -187,6 +187,8 @@ FIGURES: dict[str, Callable[[], str]] = {
     "photos least": _least,
     "photos noise, labels trusted": lambda: _points(_margins("run, swap, 1 + ½", "acc1_last")["noise"].mean),
     "photos foreign": lambda: _points(_margins(RECOMMENDED, "acc1_last")["foreign"].mean),
+    "photos own": lambda: _points(_margins(RECOMMENDED, "acc1_last")["own"].mean),
+    "photos long": lambda: _points(_margins(RECOMMENDED, "acc1_last")["long"].mean),
     "photos same noise": lambda: _points(_margins(RECOMMENDED, "acc1_last")["same noise"].mean),
     "photos noise 20 %": lambda: _points(_margins(RECOMMENDED, "val_acc1_last")["noise 20 %"].mean),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -213,6 +213,10 @@ class Distiller(nn.Module):
         """The network to deploy, from images to the logits of :meth:`outputs_of`: the student, unless replaced."""
         return student.model
 
+    def deployed_layers(self) -> Iterable[nn.Module]:
+        """The method's own layers in the network to deploy, such as a projector. ``EMA`` averages them, too."""
+        return ()
+
     def set_epoch(self, epoch: int) -> None:
         """Sets the method's schedules. They depend on the 0-based epoch alone, so that resuming is exact."""
         self.ramp.fill_(min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0)
@@ -270,6 +274,10 @@ class Wrapper(Distiller):
     def deployed(self, student: FeatureTap) -> nn.Module:
         """The inner method's network to deploy."""
         return self.distiller.deployed(student)
+
+    def deployed_layers(self) -> Iterable[nn.Module]:
+        """The inner method's layers in the network to deploy."""
+        return self.distiller.deployed_layers()
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the inner method's schedules."""

@@ -8,6 +8,7 @@ import torch
 import torchvision
 from tiny import TinyData, network, snapshot, unchanged
 from torch import nn
+from torch.nn.utils import prune
 
 from lightning_biaskd import DistillationModule, FeatureTap, FrozenTeacher, UserError, models
 from lightning_biaskd.teachers.backends import accelerate
@@ -23,6 +24,23 @@ def settled(net, size=32, channels=3):
             for tensor in (module.bias.data, module.running_mean):
                 tensor.normal_(0, 0.2, generator=generator)
     return net.eval().requires_grad_(False), torch.randn(4, channels, size, size, generator=generator)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda conv: prune.l1_unstructured(conv, "weight", 0.3),
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ],
+)
+def test_a_weight_that_is_computed_is_not_folded(changed):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+    changed(net[0])
+    net, image = settled(net, size=8)
+    folded = accelerate(FeatureTap(net), image)
+    torch.testing.assert_close(folded(image).logits, net(image), rtol=1e-5, atol=1e-5)
+    assert norms(folded.model) == 1
 
 
 def norms(model):

@@ -160,10 +160,21 @@ def test_the_input_is_in_no_checkpoint_and_loads_back(trainer, tmp_path):
     trainer(**saving).fit(DistillationModule(student, teacher, bias=None, **inputs), GreyData())
     state = torch.load(tmp_path / "run.ckpt", weights_only=True)["state_dict"]
     assert set(state) == {f"model.{name}" for name in student.state_dict()}
-    loaded = DistillationModule.load_from_checkpoint(
-        tmp_path / "run.ckpt", student=network(), teacher=teacher, **inputs
-    )
-    assert unchanged(snapshot(student), loaded.student)
+    for again in (inputs, {}):
+        loaded = DistillationModule.load_from_checkpoint(
+            tmp_path / "run.ckpt", student=network(), teacher=teacher, **again
+        )
+        assert unchanged(snapshot(student), loaded.student)
+        assert (loaded.convert.wanted, loaded.teacher.convert.wanted) == tuple(inputs.values())
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_classifier_is_loaded_with_its_input(trainer, tmp_path):
+    saving = {"enable_checkpointing": True, "callbacks": [ModelCheckpoint(dirpath=tmp_path, filename="run")]}
+    inputs = {"model_input": InputSpec([0.5], [0.5], 4), "data_input": GREY}
+    trainer(**saving).fit(ClassificationModule(network(), **inputs), TinyData())
+    loaded = ClassificationModule.load_from_checkpoint(tmp_path / "run.ckpt", model=network())
+    assert (loaded.convert.wanted, loaded.convert.given) == tuple(inputs.values())
 
 
 def published(**cfg):

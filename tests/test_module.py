@@ -202,6 +202,30 @@ def test_a_student_in_eval_mode_is_trained_in_train_mode(trainer):
     assert module.model.training
 
 
+def test_a_module_in_eval_mode_counts_as_one_in_train_mode(trainer):
+    counts = []
+    for prepare in (DistillationModule.train, DistillationModule.eval):
+        torch.manual_seed(0)
+        module = prepare(DistillationModule(network(), network(), bias=BiasStrategy()))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*came in eval mode")
+            trainer().fit(module, TinyData())
+        counts.append(snapshot(module.distillation.bias))
+        assert not module.teacher.model.training
+    assert any(value.count_nonzero() for value in counts[0].values())
+    assert all(torch.equal(counts[1][name], value) for name, value in counts[0].items())
+
+
+def test_the_label_that_counts_nowhere_is_that_of_the_data_of_the_moment(trainer):
+    module, own = ClassificationModule(network()), ClassificationModule(network(), ignore_index=1)
+    for ignored in (0, 2, None):
+        data = TinyData()
+        data.ignore_index = ignored
+        for each in (module, own):
+            trainer().fit(each, data)
+        assert (module.ignore_index, own.ignore_index) == (ignored, 1)
+
+
 def test_optimizer_and_scheduler_are_injected(trainer):
     schedulers = torch.optim.lr_scheduler
     module = ClassificationModule(

@@ -34,9 +34,9 @@ class BiasStrategy(Trusting):
     * ``balance``: ``"complement"`` (paper) is :math:`(a, b) = (1 - \gamma, \gamma)`, ``"ramp"`` is
       :math:`(1, \gamma)`, and ``"equal"`` is (1, 1), whatever γ.
     * ``normalize``: ``"group"`` (paper) divides by the number of right and of wrong samples, ``"batch"`` divides both
-      by the size of the batch. All three count the global batch: under DDP they are summed over the ranks, so that
-      N processes train as one on the joined batch. Where a batch holds several views of an image, each counts as a
-      sample, as the teacher may be right on one and wrong on another.
+      by the size of the batch. These numbers are those of the global batch: under DDP they are summed over the ranks,
+      so that N processes train as one on the joined batch. Where a batch holds several views of an image, each counts
+      as a sample, as the teacher may be right on one and wrong on another.
 
     A group without samples adds exactly zero. γ changes during training: the
     :class:`~lightning_biaskd.callbacks.DynamicWeights` callback does it in a Trainer, and ``gamma.fill_(cosine(t))``

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from lightning_biaskd.distiller import Distiller
 from lightning_biaskd.errors import UserError
 
 
@@ -21,9 +22,9 @@ class EMA(Callback):
     .. math:: \bar w \leftarrow d_s \bar w + (1 - d_s)\, w, \qquad d_s = \min\Big(d, \frac{1 + s}{10 + s}\Big)
 
     after optimizer step :math:`s = 0, 1, \dots`; :math:`d_s = d` with ``warmup=False``. It averages the parameters and
-    buffers of ``module.model``, which is the student of a DistillationModule or the network of a ClassificationModule.
-    It does not average the teacher or the method's own parameters, so a network that ``SimKD`` or ``NORM``
-    deploys has these as they are. Integer buffers are copied. The average does not change training.
+    buffers of ``module.model``, which is the student of a DistillationModule or the network of a ClassificationModule,
+    and of the layers that ``SimKD`` and ``NORM`` add to the student. It does not average the teacher or parameters of a
+    method that are not deployed. Integer buffers are copied. The average does not change training.
 
     Validation uses the average, and so does the network after the fit. A checkpoint stores the average under
     ``"state_dict"``, which ``test``, ``load_weights`` and ``export`` read. It stores the trained weights under
@@ -134,5 +135,7 @@ class EMA(Callback):
 
 
 def _tensors(pl_module: LightningModule) -> list[Tensor]:
-    model: nn.Module = pl_module.model  # type: ignore[assignment]
-    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+    networks: list[nn.Module] = [pl_module.model]  # type: ignore[list-item]
+    if isinstance(method := getattr(pl_module, "distiller", None), Distiller):
+        networks += method.deployed_layers()
+    return [tensor.detach() for network in networks for tensor in (*network.parameters(), *network.buffers())]

@@ -22,6 +22,9 @@ from lightning_biaskd.networks.guarded_loading import GuardedLoading
 from lightning_biaskd.randomness.bits import random_bits
 from lightning_biaskd.randomness.state import drawing_from
 
+SEEN_THROUGH = ("collate", "on_before_batch_transfer", "on_after_batch_transfer", "training_views", "normalized")
+"""The methods through which training sees an image; views are not countable where a subclass overrides one."""
+
 
 class ImageDataModule(GuardedLoading, LightningDataModule):
     """Base of the data modules: splits, loaders, and normalisation and augmentation on the device.

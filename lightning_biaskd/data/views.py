@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_biaskd.data.augment import color_jitter, crop_and_flip, cutout
-from lightning_biaskd.data.base import ImageDataModule
+from lightning_biaskd.data.base import SEEN_THROUGH, ImageDataModule
 from lightning_biaskd.data.batch import Batch, TensorImages
 from lightning_biaskd.data.strong_view import strong_view
 from lightning_biaskd.files import fingerprint
@@ -77,7 +77,7 @@ class CountableViews(ImageDataModule):
         A subclass that overrides what training sees has no countable views, unless it overrides only :meth:`augmented`
         and views are fixed.
         """
-        if self.strong_view or self._overrides("training_views", "on_after_batch_transfer"):
+        if self.strong_view or self._overrides(*SEEN_THROUGH):
             return None
         if not self.augment:
             return 1

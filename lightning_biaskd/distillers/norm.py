@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,10 @@ class NORM(FeatureDistiller):
     def deployed(self, student: FeatureTap) -> nn.Module:
         """A copy of the student with the two linear layers merged into its classifier."""
         return student.with_classifier(self._merged)
+
+    def deployed_layers(self) -> Iterable[nn.Module]:
+        """The two linear layers."""
+        return self.connectors
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         ((s, t),) = self.pairs(student, teacher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,10 @@ class SimKD(FeatureDistiller):
         """A copy of the student with the projector after its last map and the teacher's classifier."""
         projector, classifier = copy.deepcopy(require_built(self.connectors))
         return student.grafted(self.needs.layers[0], projector, classifier)
+
+    def deployed_layers(self) -> Iterable[nn.Module]:
+        """The projector and the teacher's classifier."""
+        return self.connectors
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor, keep: Tensor | None = None) -> Tensor:
         ((_, t),) = self.pairs(student, teacher)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import get_args
 
 import torch
@@ -75,6 +75,10 @@ class WeightedSum(Distiller):
         """The network to deploy; at most one part may replace it."""
         networks = [term.deployed(student) for term, _ in self.terms()]
         return next((network for network in networks if network is not student.model), student.model)
+
+    def deployed_layers(self) -> Iterable[nn.Module]:
+        """The layers of all parts in the network to deploy."""
+        return [layer for term, _ in self.terms() for layer in term.deployed_layers()]
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the schedules of every part."""

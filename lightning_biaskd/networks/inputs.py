@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,6 +63,11 @@ class InputSpec:
         if self.size is None or isinstance(self.size, int):
             raise UserError("it isn't known how large the network's images are: give its input a size")
         return (self.channels, *self.size)
+
+    @classmethod
+    def of(cls, values: InputSpec | Mapping[str, Any] | None) -> InputSpec | None:
+        """The format itself, or from its arguments, as a checkpoint keeps them."""
+        return cls(**values) if isinstance(values, Mapping) else values
 
     @classmethod
     def of_pretrained(cls, model: nn.Module) -> InputSpec:
@@ -176,9 +181,8 @@ def conversion(
     model: nn.Module, wanted: InputSpec | Literal["pretrained"] | None, given: InputSpec | None = None
 ) -> InputConversion | None:
     """The conversion for a network; ``None`` if no format is given."""
-    if wanted is None:
-        return None
-    return InputConversion(InputSpec.of_pretrained(model) if isinstance(wanted, str) else wanted, given)
+    spec = InputSpec.of_pretrained(model) if isinstance(wanted, str) else InputSpec.of(wanted)
+    return None if spec is None else InputConversion(spec, given)
 
 
 def warn_of_pretrained(teacher: nn.Module, given: InputSpec) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,8 @@ from lightning_biaskd.networks.reading import locate, read
 __all__ = ["load_weights", "locate", "mismatch", "read"]
 
 _KEYS = ("state_dict", "model", "model_state_dict", "model_state", "module", "net", "network", "params", "weights")
-_AVERAGED = (
-    *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "params_ema", "ema"),
-    *_KEYS,
-)
 _RAW = ("current_model_state", *_KEYS)
+_AVERAGED = re.compile("(^|_)(ema|swa|avg|averaged?)(_|$)|shadow")
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _COUNTED = {"total_ops", "total_params", "n_averaged"}  # by thop and by torch's AveragedModel
 _DEPTH = 8
@@ -52,7 +50,7 @@ def load_weights(model: nn.Module, source: str | Path, strict: bool = True, ema:
     Raises:
         UserError: no such file, a file that can't be fetched, holds code or is damaged, or weights of another network.
     """
-    content = _tensors(read(locate(str(source))), source, _AVERAGED if ema else _RAW)
+    content = _tensors(read(locate(str(source))), source, ema)
     state = _completed(_named_as_in(model, content, source, ema), model)
     problem = mismatch(model, state, strict)
     if problem and (not strict or mismatch(model, state, strict=False) or not _accepts(model, state)):
@@ -65,12 +63,13 @@ def load_weights(model: nn.Module, source: str | Path, strict: bool = True, ema:
         ) from error
 
 
-def _tensors(content: Any, source: str | Path, keys: Sequence[str]) -> Mapping[str, Tensor]:
-    """The state dict in a file: under the first of the keys that is there, under the only key that holds one, or it."""
+def _tensors(content: Any, source: str | Path, ema: bool) -> Mapping[str, Tensor]:
+    """The state dict in a file: an average, or what is under the first of the known keys or the only key, or it."""
     holds: dict[int, bool] = {}
     for _ in range(_DEPTH):
         inside = [key for key, value in _items(content) if isinstance(value, Mapping) and _holds_tensors(value, holds)]
-        chosen = [key for key in keys if key in inside]
+        averaged = [key for key in inside if ema and _AVERAGED.search(key)]
+        chosen = averaged + [key for key in (_KEYS if ema else _RAW) if key in inside]
         if not chosen and len(inside) == 1 and not any(isinstance(value, Tensor) for _, value in _items(content)):
             chosen = inside
         if not chosen:

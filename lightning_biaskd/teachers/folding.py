@@ -67,7 +67,7 @@ def _pairs(model: nn.Module, image: Input) -> list[tuple[str, str]]:
     made = {
         id(output): name
         for name, module, _, output in calls
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and id(output) not in seen
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and id(output) not in seen and _own_weight(module)
     }
     pairs = []
     for name, module, read, _ in calls:
@@ -76,3 +76,8 @@ def _pairs(model: nn.Module, image: Input) -> list[tuple[str, str]]:
         if conv and runs.count(conv) == runs.count(name) == 1 and sum(call[2] is read for call in calls) == 1:
             pairs.append((conv, name))
     return pairs
+
+
+def _own_weight(conv: nn.Module) -> bool:
+    """Whether the weight is a plain parameter, not one that pruning or a norm of the weight computes."""
+    return "weight" in conv._parameters and not conv._forward_pre_hooks

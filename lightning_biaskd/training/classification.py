@@ -100,12 +100,13 @@ class ClassificationModule(NetworkModule):
         super().__init__(model, weights, optimizer, lr_scheduler, lr_interval, lr_batch_size)
         self.label_smoothing = label_smoothing
         self._tap = FeatureTap(model)
-        self.data_input = self._data_input = data_input
-        self.convert = conversion(model, model_input, data_input)
+        self.data_input = self._data_input = InputSpec.of(data_input)
+        self.convert = conversion(model, model_input, self.data_input)
         self.channels_last = channels_last
         self.compile_mode = compile
         self.metrics = metrics
         self.ignore_index = ignore_index
+        self._data_ignore_index: int | None = None
         self._compiled = False
 
     def forward(self, image: Input) -> Tensor:
@@ -180,8 +181,8 @@ class ClassificationModule(NetworkModule):
 
     def connect_data(self, datamodule: object) -> None:
         """Takes from the data module how images are normalised and which label counts nowhere, where nothing is set."""
-        if self.ignore_index is None:
-            self.ignore_index = getattr(datamodule, "ignore_index", None)
+        if self.ignore_index == self._data_ignore_index:  # not the user's own
+            self.ignore_index = self._data_ignore_index = getattr(datamodule, "ignore_index", None)
         given = self._data_input or InputSpec.of_data(datamodule)
         if given is not None:
             self.connect_inputs(given)

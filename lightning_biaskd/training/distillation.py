@@ -44,7 +44,7 @@ class DistillationModule(ShardedModule, RehearsedModule, CachedTeacherModule, Cl
     ``train/loss_right``     its part from right samples, before dynamic weighting
     ``train/loss_rectified`` its part from wrong samples, before dynamic weighting
     ``bias/wrong_rate``      share of training views that the teacher gets wrong
-    ``bias/gamma``           γ, the weight of hard knowledge
+    ``bias/gamma``           γ, the weight of corrected samples, if the strategy uses it
     ``bias/trust``           mean share of its weight that the teacher keeps, if the strategy has ``trust``
     ``bias/label_trust``     mean share of a correction that is made, if the strategy has ``label_trust``
     ``val/teacher_acc1``     the teacher's top-1 accuracy (also ``acc5``)

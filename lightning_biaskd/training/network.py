@@ -132,6 +132,8 @@ class NetworkModule(FixedParts, EvaluatedModule, OptimizedModule):
                 f"{type(self.model).__name__} came in eval mode, as loaded networks do; it is put in train mode"
             )
             self.model.train()
+        if not self.training:  # eval() of the module reached the method and the strategy, too
+            self.train()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the card of an export tells: the metrics of the moment and the names of the classes."""

@@ -243,10 +243,21 @@ class Noisy(DigitsDataModule):
         return batch._replace(image=batch.image + torch.randn_like(batch.image))
 
 
+class Erased(DigitsDataModule):
+    def normalized(self, image):
+        return super().normalized(image) * (torch.rand_like(image[:, :, :1, :1]) > 0.5)
+
+
+class Flipped(DigitsDataModule):
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
+        return batch._replace(image=batch.image.flip(-1)) if torch.rand(()) > 0.5 else batch
+
+
 def test_views_of_a_subclass_are_counted_where_numbers_give_them_again(trainer):
     assert Inverted().view_count is None
     assert Inverted(views=3).view_count == 3
-    for kind in (Shifted, Noisy):
+    for kind in (Shifted, Noisy, Erased, Flipped):
         assert kind().view_count is kind(views=3).view_count is None
     assert Inverted(augment=False).view_count == 1
     module, data = Views(), Inverted(val_split=0, views=3)

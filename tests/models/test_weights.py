@@ -45,7 +45,10 @@ def test_the_student_is_taken_where_a_teacher_is_in_the_file_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("averaged", "raw"),
-    [("state_dict", "current_model_state"), ("state_dict_ema", "state_dict"), ("model_ema", "model")],
+    [
+        *[("state_dict", "current_model_state"), ("state_dict_ema", "state_dict"), ("model_ema", "model")],
+        *[(name, "model") for name in ("swa_model", "ema_weights", "averaged_model", "avg_model", "shadow")],
+    ],
 )
 def test_averaged_weights_are_taken_unless_told_otherwise(tmp_path, averaged, raw):
     average, current = network(), network()
