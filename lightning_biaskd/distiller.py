@@ -171,6 +171,11 @@ class Distiller(nn.Module):
             )
         losses: Tensor = super().__call__(student, teacher, target, keep)
         shape = student.logits.shape
+        if not isinstance(losses, Tensor):
+            raise UserError(
+                f"{type(self).__name__} gives losses of type {type(losses).__name__}: return a tensor with one for "
+                f"each sample, ({shape[0]},)"
+            )
         if losses.shape not in (shape[:1], shape[:1] + shape[2:]):
             raise UserError(
                 f"{type(self).__name__} gives losses of shape {tuple(losses.shape)} for logits {tuple(shape)}: return "

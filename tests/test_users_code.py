@@ -32,6 +32,7 @@ from lightning_biaskd import (
 )
 from lightning_biaskd.callbacks import BiasMonitor, DynamicWeights, PredictionWriter
 from lightning_biaskd.data import InMemoryDataModule
+from lightning_biaskd.distillers import TeKAP
 from lightning_biaskd.metrics import BeyondTeacher
 from lightning_biaskd.networks.inputs import InputConversion
 from lightning_biaskd.training.checkpoint import newest
@@ -70,6 +71,16 @@ def test_a_method_that_gives_no_loss_for_each_sample_is_refused(reduction):
         with pytest.raises(UserError, match=r"Own gives losses of shape .* return one for each sample, \(8,\)"):
             step.step(student, teacher, target)
     Distillation(nn.Identity(), nn.Identity(), divergence(lambda x: x.sum(1))).step(student, teacher, target)
+    for losses in (None, (torch.zeros(8), 1.0)):
+        step = Distillation(nn.Identity(), nn.Identity(), divergence(lambda _, losses=losses: losses))
+        with pytest.raises(UserError, match=r"Own gives losses of type (NoneType|tuple): return a tensor"):
+            step.step(student, teacher, target)
+
+
+def test_a_float_beside_the_label_is_no_index(trainer):
+    loader = DataLoader(TensorDataset(IMAGE, LABEL, torch.rand(40)), 8)
+    with pytest.raises(UserError, match="needs to know which images"):
+        trainer().fit(DistillationModule(small(), small(), TeKAP(), bias=None), loader, loader)
 
 
 class Shifting(nn.Module):

@@ -144,7 +144,7 @@ def check_pairs(distiller: Distiller, rows: int, batch_idx: int) -> None:
 
 def check_index(index: object, num_samples: int | None, batch_idx: int) -> Tensor:
     """The indices (B,) of a batch's images must be there, and below the number of images."""
-    if not isinstance(index, Tensor):
+    if not isinstance(index, Tensor) or index.is_floating_point():
         raise UserError(
             "this method needs to know which images are in a batch: let the data set return "
             "(image, target, index), as those of lightning_biaskd.data do"
