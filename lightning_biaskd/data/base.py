@@ -26,6 +26,11 @@ SEEN_THROUGH = ("collate", "on_before_batch_transfer", "on_after_batch_transfer"
 """The methods through which training sees an image; views are not countable where a subclass overrides one."""
 
 
+def overrides(data: object, base: type, *methods: str) -> bool:
+    """Whether the class of a data module has other methods of these names than one of its base classes."""
+    return any(getattr(type(data), name) is not getattr(base, name) for name in methods)
+
+
 class ImageDataModule(GuardedLoading, LightningDataModule):
     """Base of the data modules: splits, loaders, and normalisation and augmentation on the device.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_biaskd.data.base import SEEN_THROUGH, ImageDataModule
+from lightning_biaskd.data.base import SEEN_THROUGH, ImageDataModule, overrides
 from lightning_biaskd.data.batch import Batch, SeededViews
 from lightning_biaskd.data.loader import ImageLoader
 from lightning_biaskd.files import fingerprint
@@ -55,9 +55,7 @@ class FileViews(ImageDataModule):
 
         A subclass that overrides what training sees has no numbered views, unless it overrides only :meth:`augmented`.
         """
-        if self.views is None or any(
-            getattr(type(self), name) is not getattr(FileViews, name) for name in SEEN_THROUGH
-        ):
+        if self.views is None or overrides(self, FileViews, *SEEN_THROUGH):
             return None
         return self.views if self.augment else 1
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_biaskd.data.augment import color_jitter, crop_and_flip, cutout
-from lightning_biaskd.data.base import SEEN_THROUGH, ImageDataModule
+from lightning_biaskd.data.base import SEEN_THROUGH, ImageDataModule, overrides
 from lightning_biaskd.data.batch import Batch, TensorImages
 from lightning_biaskd.data.strong_view import strong_view
 from lightning_biaskd.files import fingerprint
@@ -77,17 +77,14 @@ class CountableViews(ImageDataModule):
         A subclass that overrides what training sees has no countable views, unless it overrides only :meth:`augmented`
         and views are fixed.
         """
-        if self.strong_view or self._overrides(*SEEN_THROUGH):
+        if self.strong_view or overrides(self, CountableViews, *SEEN_THROUGH):
             return None
         if not self.augment:
             return 1
         if self.fixed_views is not None:
             return self.fixed_views
-        cropped_only = not (self.cutout or self.color_jitter or self._overrides("augmented"))
+        cropped_only = not (self.cutout or self.color_jitter or overrides(self, CountableViews, "augmented"))
         return count_views(self.padding, self.flip) if cropped_only else None
-
-    def _overrides(self, *methods: str) -> bool:
-        return any(getattr(type(self), name) is not getattr(CountableViews, name) for name in methods)
 
     def training_views(self, batch: Batch, bits: Tensor) -> Batch:
         """The weak views, followed by the strong ones if enabled. Strong views have their own crops."""
